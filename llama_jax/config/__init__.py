@@ -1,0 +1,1 @@
+"""Configuration: TOML files loaded strictly into frozen dataclasses."""

@@ -1,0 +1,310 @@
+"""One run: the tables of a run's TOML file. What each table builds is its package's business."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from llama_jax.config.loading import (
+    ConfigError,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    check_ranges,
+)
+from llama_jax.config.model import ModelConfig
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig:
+    """How the network is executed; nothing here changes what it computes, up to rounding."""
+
+    param_dtype: DType = "float32"
+    compute_dtype: DType = "bfloat16"
+    # `auto` takes the best one for the device and length; see llama_jax.kernels.
+    attention: Literal["auto", "reference", "blockwise"] = "auto"
+    # none: save all; dots: save matmul outputs; block: save a layer's input and projections;
+    # full: save only each layer's input. See llama_jax.models.remat.
+    remat: Literal["none", "dots", "block", "full"] = "none"
+    scan_layers: bool = True
+    # Tokens a chunk of the cross entropy on each device; bounds the float32 logits held at once.
+    loss_chunk_size: Annotated[int, Positive] = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, all the devices that are left."""
+
+    data: Annotated[int, Range(at_least=-1)] = 1
+    fsdp: Annotated[int, Range(at_least=-1)] = -1
+    context: Annotated[int, Range(at_least=-1)] = 1
+    tensor: Annotated[int, Range(at_least=-1)] = 1
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        sizes = dataclasses.asdict(self)
+        zero = [name for name, size in sizes.items() if size == 0]
+        if zero:
+            raise ConfigError("0 devices; use 1, or -1 for all that are left", key=zero[0])
+        if list(sizes.values()).count(-1) > 1:
+            raise ConfigError(f"at most one axis may be -1, got {sizes}", key="fsdp")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Raw text: a file, a directory, a glob, or `stdlib` (this Python's own library sources)."""
+
+    path: str
+    # Field of .jsonl and Parquet records.
+    text_field: str = "text"
+    # Suffixes taken from a directory.
+    suffixes: tuple[str, ...] = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+    # Which part of the files: whole top-level modules or files are kept aside by a hash of the name.
+    part: Literal["all", "train", "held_out"] = "all"
+    held_out_fraction: Annotated[float, Fraction] = 0.05
+    # Stop after this many bytes of text; None takes all.
+    max_bytes: Annotated[int, Positive] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source: `shards` already built by `data build`, or `text` built on first use."""
+
+    name: str
+    weight: Annotated[float, Positive] = 1.0  # share of tokens, relative to the other sources
+    shards: str | None = None
+    text: TextConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if (self.shards is None) == (self.text is None):
+            raise ConfigError("give one of shards and text", key="shards")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Packed token batches."""
+
+    seq_len: Annotated[int, Positive]  # T
+    batch_size: Annotated[int, Positive]  # B, sequences a step over all hosts and microbatches
+    sources: tuple[SourceConfig, ...]
+    held_out: tuple[SourceConfig, ...] = ()
+    packing: Literal["concat", "best_fit"] = "concat"
+    workers: Annotated[int, NotNegative] = 0  # processes that read and pack; 0 reads in a thread
+    prefetch: Annotated[int, Positive] = 4  # batches ready ahead of the step
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not self.sources:
+            raise ConfigError("at least one source is needed", key="sources")
+        for kind in ("sources", "held_out"):
+            names = [source.name for source in getattr(self, kind)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ConfigError(f"two sources are called '{twice[0]}'", key=kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+    """A byte-level BPE with the Llama 3 split pattern, trained on the run's own text."""
+
+    vocab_size: Annotated[int, Range(at_least=257)]  # ordinary tokens plus special tokens
+    kind: Literal["train"] = "train"
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFile:
+    """An existing tokenizer: `tokenizer.model` (tiktoken form) or the folder that holds it."""
+
+    path: str
+    kind: Literal["file"] = "file"
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """One token a byte, plus special tokens."""
+
+    kind: Literal["byte"] = "byte"
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenConfig:
+    """Next-token cross entropy, with `z_loss * log(Z)^2` added (PaLM, arXiv 2204.02311)."""
+
+    kind: Literal["next_token"] = "next_token"
+    z_loss: Annotated[float, NotNegative] = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW with the Llama defaults; decay on matrices only, never on norm scales."""
+
+    kind: Literal["adamw"] = "adamw"
+    b1: Annotated[float, Fraction] = 0.9
+    b2: Annotated[float, Fraction] = 0.95
+    eps: Annotated[float, Positive] = 1e-8
+    weight_decay: Annotated[float, NotNegative] = 0.1
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdafactorConfig:
+    """Adafactor with factored second moments."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_rate: Annotated[float, Fraction] = 0.8
+    weight_decay: Annotated[float, NotNegative] = 0.0
+    min_dim_size_to_factor: Annotated[int, Positive] = 128
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class LionConfig:
+    """Lion (arXiv 2302.06675)."""
+
+    kind: Literal["lion"] = "lion"
+    b1: Annotated[float, Fraction] = 0.9
+    b2: Annotated[float, Fraction] = 0.99
+    weight_decay: Annotated[float, NotNegative] = 0.1
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonConfig:
+    """Muon on the layers' matrices, AdamW on embedding, head and norms."""
+
+    kind: Literal["muon"] = "muon"
+    beta: Annotated[float, Fraction] = 0.95
+    ns_steps: Annotated[int, Positive] = 5
+    weight_decay: Annotated[float, NotNegative] = 0.1
+    # Learning rate of the AdamW part, relative to the schedule's.
+    adam_scale: Annotated[float, Positive] = 1.0
+    adam_b1: Annotated[float, Fraction] = 0.9
+    adam_b2: Annotated[float, Fraction] = 0.95
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate by optimizer step, counted from 1: step `warmup_steps` is the first at `peak`.
+
+    cosine, linear: from peak to `final_fraction * peak` at the last step. constant: peak.
+    warmup_stable_decay: peak until the last `decay_steps`, then linear to the final fraction.
+    anneal: from peak at the first step linear to 0 at the last, no warm-up.
+    """
+
+    peak: Annotated[float, Positive]
+    kind: Literal["cosine", "linear", "constant", "warmup_stable_decay", "anneal"] = "cosine"
+    warmup_steps: Annotated[int, NotNegative] = 0
+    decay_steps: Annotated[int, NotNegative] = 0  # warmup_stable_decay only
+    final_fraction: Annotated[float, Fraction] = 0.1
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.decay_steps and self.kind != "warmup_stable_decay":
+            raise ConfigError(f"has no meaning for kind '{self.kind}'", key="decay_steps")
+        if self.warmup_steps and self.kind == "anneal":
+            raise ConfigError("annealing has no warm-up", key="warmup_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The step and the loop."""
+
+    steps: Annotated[int, Positive]
+    microbatches: Annotated[int, Positive] = 1
+    clip_norm: Annotated[float, Positive] | None = 1.0
+    # Steps in a row with a non-finite loss or gradient after which the run stops.
+    max_skipped_steps: Annotated[int, Positive] = 10
+    eval_every: Annotated[int, Positive] | None = None  # steps; None: at the end only
+    eval_batches: Annotated[int, Positive] | None = None  # None: the whole held-out part
+    sample_prompts: tuple[str, ...] = ()
+    sample_tokens: Annotated[int, Positive] = 64
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep: the last `keep_last`, every n-th, the best by held-out loss."""
+
+    every: Annotated[int, Positive] = 1000  # steps; the last step is always saved
+    keep_last: Annotated[int, Positive] = 2
+    keep_every: Annotated[int, Positive] | None = None
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsConfig:
+    """Who is told. `metrics.jsonl` in the run directory is always written, an object a step."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that defines a run."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    schedule: ScheduleConfig
+    tokenizer: ByteTokenizer | TokenizerFile | TrainedTokenizer
+    optimizer: AdamWConfig | AdafactorConfig | LionConfig | MuonConfig = AdamWConfig()
+    objective: NextTokenConfig = NextTokenConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self._check_lengths()
+        self._check_schedule()
+
+    def _check_lengths(self) -> None:
+        data, model = self.data, self.model
+        if data.seq_len > model.max_seq_len:
+            raise ConfigError(
+                f"{data.seq_len} is longer than model.max_seq_len, {model.max_seq_len}",
+                key="data.seq_len",
+            )
+        if data.batch_size % self.training.microbatches:
+            raise ConfigError(
+                f"{self.training.microbatches} does not divide data.batch_size, {data.batch_size}",
+                key="training.microbatches",
+            )
+
+    def _check_schedule(self) -> None:
+        schedule, steps = self.schedule, self.training.steps
+        used = schedule.warmup_steps + schedule.decay_steps
+        if used > steps:
+            raise ConfigError(
+                f"warm-up and decay take {used} steps, training.steps is {steps}",
+                key="schedule.warmup_steps",
+            )

@@ -1,0 +1,31 @@
+"""Eight emulated CPU devices and a compilation cache on disk, set before JAX starts."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure() -> None:
+    # The flag is read at the first use of a backend; too late, and tests would see one device.
+    assert jax.device_count() == 8, f"{jax.device_count()} devices; set XLA_FLAGS before JAX starts"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference outputs and small data sets, beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference data: {SHARED.name}/ is absent beside the checkout")
+    return SHARED

@@ -1,0 +1,52 @@
+# Everything a newcomer needs: `make quickstart`, `make test`. Both make .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS ?= test
+# Python 3.11 has its own pins; later Pythons bring a newer jax.
+CONSTRAINTS = constraints/$(shell $(PYTHON) -c "import sys; print('py311' if sys.version_info < (3, 12) else 'py312')").txt
+
+.PHONY: setup quickstart test test-slow test-short lint bench clean help
+
+help:
+	@echo "make quickstart   train a small Llama on this Python's own library, under 5 minutes"
+	@echo "make test         the default test suite on 8 emulated CPU devices"
+	@echo "make test-slow    what 'make test' leaves out: kill tests, two processes, notebooks, wheel"
+	@echo "make lint         ruff, pyright, import contracts (installs the dev extra)"
+	@echo "make bench        training step against transformers (installs the torch extra)"
+	@echo "make clean        remove the environment, caches and the quickstart's run"
+
+setup: $(VENV)/.ready-$(EXTRAS)
+
+$(VENV)/.ready-%: pyproject.toml $(wildcard constraints/*.txt)
+	@$(PYTHON) -c "import sys; v = sys.version_info; sys.exit(v < (3, 11) and f'Python 3.11 or newer is needed, this is {v.major}.{v.minor}; set PYTHON=python3.11')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[$*]"
+	@touch $@
+
+quickstart: setup
+	$(BIN)/llama-jax train quickstart --run-dir runs/quickstart
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+test-short: setup
+	$(BIN)/python -m pytest -q -m short $(ARGS)
+
+lint:
+	$(MAKE) setup EXTRAS=test,dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench:
+	$(MAKE) setup EXTRAS=test,torch
+	$(BIN)/python benchmarks/train_step.py
+
+clean:
+	rm -rf $(VENV) .cache runs/quickstart build dist .pytest_cache .ruff_cache

@@ -1,0 +1,73 @@
+"""What packing and batches ask of a collection of tokenised documents, wherever it is stored."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+
+class DataError(ValueError):
+    """Data that can't be used. `str(error)` is one line that says what and where."""
+
+
+class Documents(Protocol):
+    """Numbered documents of token ids, each with its end marks already in place.
+
+    Attributes:
+      lengths: tokens of each document; reading it touches no record.
+      text_bytes: UTF-8 bytes of text that each document was made from.
+      fingerprint: differs when any token differs; positions saved in checkpoints carry it.
+    """
+
+    lengths: np.ndarray
+    text_bytes: np.ndarray
+    fingerprint: str
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The token ids of these documents, in this order; repeats are allowed."""
+        ...
+
+
+class InMemoryDocuments:
+    """Documents held as arrays: small data sets and tests."""
+
+    def __init__(
+        self, documents: Sequence[Sequence[int]], text_bytes: Sequence[int] | None = None
+    ) -> None:
+        self._tokens = [np.asarray(document, np.int32) for document in documents]
+        self.lengths = np.array([len(tokens) for tokens in self._tokens], np.int64)
+        self.text_bytes = self.lengths if text_bytes is None else np.asarray(text_bytes, np.int64)
+        content = hashlib.sha256(self.lengths.tobytes())
+        for tokens in self._tokens:
+            content.update(tokens.tobytes())
+        self.fingerprint = content.hexdigest()[:16]
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The token ids of these documents."""
+        return [self._tokens[number] for number in numbers]
+
+
+class ChainedDocuments:
+    """Several collections as one: the first's documents, then the second's, and so on."""
+
+    def __init__(self, parts: Sequence[Documents]) -> None:
+        self._parts = tuple(parts)
+        counts = [len(part.lengths) for part in parts]
+        self._begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.lengths = np.concatenate([np.asarray(part.lengths, np.int64) for part in parts])
+        self.text_bytes = np.concatenate([np.asarray(part.text_bytes) for part in parts])
+        joined = "/".join(part.fingerprint for part in parts)
+        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The token ids of these documents: one read for each part that holds any."""
+        wanted = np.asarray(numbers, np.int64)
+        homes = np.searchsorted(self._begins, wanted, side="right") - 1
+        found: list[np.ndarray] = [np.empty(0, np.int32)] * len(wanted)
+        for home in np.unique(homes):
+            places = np.flatnonzero(homes == home)
+            tokens = self._parts[home].read((wanted[places] - self._begins[home]).tolist())
+            for place, document in zip(places, tokens, strict=True):
+                found[place] = document
+        return found

@@ -1,0 +1,188 @@
+"""Batches: the global batch of step k, given by (data, seed, k) alone, and each host's rows of it.
+
+Grain reads ahead, in a thread or in worker processes. The whole state is the number of the next
+step: resuming is a seek, on any number of hosts.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+from absl import flags
+
+from llama_jax.config.run import DataConfig
+from llama_jax.data.documents import ChainedDocuments, DataError, Documents
+from llama_jax.data.mixture import Mixture
+from llama_jax.data.packing import OnePass, Piece, make_packing
+from llama_jax.data.rows import Batch, pack_rows, text_bytes
+
+# Grain's datasets have a length; this one is longer than any run.
+ENDLESS = 2**62
+
+
+class GlobalBatches:
+    """Random access to training batches. Pickled into worker processes, so it holds no reader."""
+
+    def __init__(self, config: DataConfig, documents: Sequence[Documents], *, seed: int) -> None:
+        """Plan the batches.
+
+        Args:
+          config: sizes, packing, names and weights of the sources.
+          documents: those of each of `config.sources`, in the same order.
+          seed: of every shuffle.
+
+        Raises:
+          DataError: a source without a token, named.
+        """
+        self._batch_size, self._seq_len = config.batch_size, config.seq_len
+        self._documents = ChainedDocuments(documents)
+        self._packings, self._first_documents, first = [], [], 0
+        for source, part in zip(config.sources, documents, strict=True):
+            try:
+                key = f"{seed}/{source.name}"
+                packing = make_packing(config.packing, part.lengths, config.seq_len, key)
+            except DataError as error:
+                raise DataError(f"source '{source.name}': {error}") from None
+            self._packings.append(packing)
+            self._first_documents.append(first)
+            first += len(part.lengths)
+        weights = [source.weight for source in config.sources]
+        self._mixture = Mixture(weights, [packing.tokens_per_row for packing in self._packings])
+
+    def batch(self, step: int, rows: Sequence[int]) -> Batch:
+        """These rows, counted within the batch, of the global batch of a step."""
+        first = step * self._batch_size
+        return pack_rows([self.pieces(first + row) for row in rows], self._documents, self._seq_len)
+
+    def pieces(self, row: int) -> list[Piece]:
+        """What stands in a row of the global stream; documents are numbered over all sources."""
+        source, row_of_source = self._mixture.locate(row)
+        first = self._first_documents[source]
+        return [
+            Piece(first + document, start, stop)
+            for document, start, stop in self._packings[source].pieces(row_of_source)
+        ]
+
+
+class Batches(Iterator[Batch]):
+    """Iterator over one host's rows of the global batches, read ahead; see `make_batches`."""
+
+    def __init__(
+        self, ahead: "grain.DatasetIterator[Batch]", next_step: int, fingerprint: str
+    ) -> None:
+        self._ahead, self._next_step, self._fingerprint = ahead, next_step, fingerprint
+
+    def __next__(self) -> Batch:
+        batch = next(self._ahead)
+        self._next_step += 1
+        return batch
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """What a checkpoint stores: the step whose batch `next` gives, and of which data."""
+        return {"next_step": self._next_step, "fingerprint": self._fingerprint}
+
+    def close(self) -> None:
+        """Stop reading ahead and end the worker processes."""
+        self._ahead.close()
+
+
+def make_batches(
+    config: DataConfig,
+    documents: Sequence[Documents],
+    *,
+    rows: Sequence[int],
+    seed: int,
+    start_step: int,
+) -> Batches:
+    """This host's rows of every global batch from `start_step` on, without end.
+
+    Args:
+      config: the data table of the run.
+      documents: those of each of `config.sources`, in the same order.
+      rows: which of the `batch_size` rows to read; see `device.host_rows`.
+      seed: of every shuffle.
+      start_step: 0, or what `resume_step` gives.
+    """
+    plan = GlobalBatches(config, documents, seed=seed)
+    wanted = tuple(int(row) for row in rows)
+    steps = grain.MapDataset.range(start_step, ENDLESS)
+    ahead = _read_ahead(steps.map(lambda step: plan.batch(step, wanted)), config)
+    return Batches(ahead, start_step, fingerprint(config, documents, seed=seed))
+
+
+def _read_ahead(
+    batches: "grain.MapDataset[Batch]", config: DataConfig
+) -> "grain.DatasetIterator[Batch]":
+    # One thread: packing holds the interpreter lock, and a read is spread over threads below.
+    if not config.workers:
+        threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
+        return iter(batches.to_iter_dataset(threads))
+    # Grain asks absl for its flags, which nobody parses in a program that isn't an absl app.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    workers = grain.MultiprocessingOptions(
+        num_workers=config.workers,
+        per_worker_buffer_size=-(-config.prefetch // config.workers),
+    )
+    return iter(batches.to_iter_dataset(threads).mp_prefetch(workers))
+
+
+def fingerprint(config: DataConfig, documents: Sequence[Documents], *, seed: int) -> str:
+    """Differs when the batch of any step would; reading ahead doesn't count."""
+    sources = [
+        [source.name, source.weight, part.fingerprint]
+        for source, part in zip(config.sources, documents, strict=True)
+    ]
+    content = [seed, config.seq_len, config.batch_size, config.packing, sources]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def resume_step(
+    position: Mapping[str, Any], config: DataConfig, documents: Sequence[Documents], *, seed: int
+) -> int:
+    """The step to start from at a saved position.
+
+    Raises:
+      DataError: the position belongs to other data, so batches would repeat or be left out.
+    """
+    if position["fingerprint"] != fingerprint(config, documents, seed=seed):
+        raise DataError(
+            "the data is not what the checkpoint was trained on: documents, sources, weights, "
+            "packing, seq_len, batch_size or seed changed, so its position has no meaning"
+        )
+    return int(position["next_step"])
+
+
+def held_out_batches(
+    config: DataConfig,
+    documents: Sequence[Documents],
+    *,
+    rows: Sequence[int],
+    count: int | None,
+) -> Iterator[tuple[Batch, float]]:
+    """This host's rows of the held-out batches, with the bytes of text of each *global* batch.
+
+    One pass in order, each document once; the last batch is filled up with rows of padding, so
+    that all have one shape. Bits a byte is the summed loss in nats / ln 2 / the summed bytes.
+
+    Args:
+      config: sizes; packing is always by joining, so that the figure doesn't depend on it.
+      documents: those of each of `config.held_out`.
+      rows: which of the `batch_size` rows to read.
+      count: take this many batches, spread evenly over the pass; None takes all.
+    """
+    if not documents:
+        return
+    chained = ChainedDocuments(documents)
+    packing = OnePass(chained.lengths, config.seq_len)
+    total = -(-packing.rows // config.batch_size)
+    taken = total if count is None else min(count, total)
+    for index in range(taken):
+        first = config.batch_size * (index * total // taken)
+        pieces = [packing.pieces(first + row) for row in range(config.batch_size)]
+        batch = pack_rows([pieces[row] for row in rows], chained, config.seq_len)
+        yield batch, text_bytes(pieces, chained)

@@ -112,7 +112,7 @@ class DataConfig:
 class TrainedTokenizer:
     """A byte-level BPE with the Llama 3 split pattern, trained on the run's own text."""
 
-    vocab_size: Annotated[int, Range(at_least=257)]  # ordinary tokens plus special tokens
+    vocab_size: Annotated[int, Range(at_least=272)]  # 256 bytes, merges, 16 special tokens
     kind: Literal["train"] = "train"
 
     def __post_init__(self) -> None:

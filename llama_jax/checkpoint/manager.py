@@ -46,7 +46,7 @@ class Checkpoints:
         directory: epath.PathLike,
         config: CheckpointConfig,
         notify: Callable[[str], None] = print,
-    ):
+    ) -> None:
         self.directory = epath.Path(directory)
         self._notify = notify
         self._losses: dict[int, float] = {}
@@ -177,11 +177,11 @@ class Checkpoints:
         return Restored(step, state, found.run["position"])
 
     def _load_losses(self) -> None:
-        # Not Orbax's own metrics: one unreadable file of those keeps the whole manager from opening.
+        # Not Orbax's own metrics: one unreadable file of those keeps the manager from opening.
         for step in self.steps():
             try:
-                run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))
-                loss = run.run["held_out_loss"]
+                items = ocp.args.Composite(run=ocp.args.JsonRestore())
+                loss = self._manager.restore(step, args=items).run["held_out_loss"]
             except Exception:
                 continue  # damaged; restore_latest will say so if that step matters
             if loss is not None:
@@ -227,7 +227,7 @@ class Checkpoints:
 class _failures_of:  # noqa: N801 (reads as a statement)
     """Turn what Orbax raises into one line that says what failed."""
 
-    def __init__(self, what: str):
+    def __init__(self, what: str) -> None:
         self._what = what
 
     def __enter__(self) -> None:
@@ -246,7 +246,7 @@ class _failures_of:  # noqa: N801 (reads as a statement)
 class _KeepBest:
     """Orbax preservation policy: the checkpoint with the lowest held-out loss."""
 
-    def __init__(self, losses: Mapping[int, float]):
+    def __init__(self, losses: Mapping[int, float]) -> None:
         self._losses = losses
 
     def should_preserve(

@@ -1,0 +1,1 @@
+"""What a run tells the world: records, event files, progress, throughput, plots."""

@@ -184,7 +184,7 @@ def test_when_none_can_be_read_nothing_is_moved_and_the_cause_is_said(tmp_path):
         shutil.rmtree(tmp_path / f"step_{step}" / "state" / "d")
     with (
         Checkpoints(tmp_path, CheckpointConfig()) as checkpoints,
-        pytest.raises(CheckpointError, match="none of 2 checkpoints .* step 2:"),
+        pytest.raises(CheckpointError, match=r"none of 2 checkpoints .* step 2:"),
     ):
         checkpoints.restore_latest(abstract(make_state(make_mesh(2, 4), 0)))
     assert (tmp_path / "step_2").is_dir()
@@ -212,6 +212,6 @@ def test_a_failure_in_the_background_is_raised(tmp_path, monkeypatch):
 
     # What the background thread calls last; a full disk would fail there or earlier.
     monkeypatch.setattr(atomicity, "on_commit_callback", fail)
+    checkpoints.save(2, state, {})
     with pytest.raises(CheckpointError, match="no space left on device"):
-        checkpoints.save(2, state, {})
         checkpoints.wait()

@@ -37,7 +37,7 @@ class GlobalBatches:
           DataError: a source without a token, named.
         """
         self._batch_size, self._seq_len = config.batch_size, config.seq_len
-        self._documents = ChainedDocuments(documents)
+        self.documents = ChainedDocuments(documents)
         self._packings, self._first_documents, first = [], [], 0
         for source, part in zip(config.sources, documents, strict=True):
             try:
@@ -54,7 +54,7 @@ class GlobalBatches:
     def batch(self, step: int, rows: Sequence[int]) -> Batch:
         """These rows, counted within the batch, of the global batch of a step."""
         first = step * self._batch_size
-        return pack_rows([self.pieces(first + row) for row in rows], self._documents, self._seq_len)
+        return pack_rows([self.pieces(first + row) for row in rows], self.documents, self._seq_len)
 
     def pieces(self, row: int) -> list[Piece]:
         """What stands in a row of the global stream; documents are numbered over all sources."""

@@ -60,6 +60,11 @@ class ChainedDocuments:
         joined = "/".join(part.fingerprint for part in parts)
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
 
+    def home(self, number: int) -> tuple[int, int]:
+        """Which part holds the document, and its number there."""
+        part = int(np.searchsorted(self._begins, number, side="right")) - 1
+        return part, number - int(self._begins[part])
+
     def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """The token ids of these documents: one read for each part that holds any."""
         wanted = np.asarray(numbers, np.int64)

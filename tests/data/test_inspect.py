@@ -1,0 +1,58 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from llama_jax.config.run import DataConfig, SourceConfig
+from llama_jax.data.documents import InMemoryDocuments
+from llama_jax.data.inspect import show_batch
+from llama_jax.tokenizers.byte import ByteTokenizer
+
+
+def shown(texts, *, seq_len, rows=1, colour=False, packing="best_fit"):
+    tokenizer = ByteTokenizer()
+    documents = InMemoryDocuments([tokenizer.encode(text, bos=True, eos=True) for text in texts])
+    config = DataConfig(
+        seq_len=seq_len,
+        batch_size=4,
+        sources=(SourceConfig(name="letters", shards="unused"),),
+        packing=packing,
+    )
+    out = io.StringIO()
+    console = Console(file=out, width=100, color_system="standard" if colour else None)
+    show_batch(config, [documents], tokenizer, console, seed=0, step=0, rows=rows)
+    return out.getvalue()
+
+
+def test_two_documents_and_padding_are_told_apart():
+    output = shown(["hello world", "bye"], seq_len=20)
+    assert (
+        "┃1┃<|begin_of_text|>hello world<|end_of_text|>⊘"
+        "┃2┃<|begin_of_text|>bye<|end_of_text|>⊘┃ 2 padding" in output
+    )
+    assert "step 0, row 0 of 4" in output
+    cells = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
+    assert ["", "1", "letters", "0", "0-12 of 13", "0-12", "0-12", "12", ""] in cells
+    assert ["", "2", "letters", "1", "0-4 of 5", "13-17", "0-4", "4", ""] in cells
+    assert "1 rows of 20: 18 tokens, 16 targets, 2 padding (10.00%), 2 documents" in output
+
+
+def test_a_part_of_a_document_says_which_part():
+    output = shown(["x" * 38], seq_len=16, rows=9, packing="concat")
+    assert "row 3 of 4" in output  # no more rows than the batch has
+    assert "row 4" not in output
+    assert "0-15 of 40" in output
+    assert "16-31 of 40" in output
+
+
+def test_colours_differ_between_documents():
+    output = shown(["aa", "b"], seq_len=8, colour=True)
+    assert "\x1b[36m<|begin_of_text|>aa\x1b[0m" in output
+    assert "\x1b[33m<|begin_of_text|>b\x1b[0m" in output
+    assert "\x1b[7;36m<|end_of_text|>⊘\x1b[0m" in output
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "[bold]markup[/bold]"])
+def test_text_is_shown_and_not_obeyed(text):
+    output = shown([text], seq_len=64)
+    assert text.replace("\x1b", "␛") in output

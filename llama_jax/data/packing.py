@@ -221,8 +221,9 @@ class _OpenRows:
             self._opened += most
             return list(range(self._opened - most, self._opened))
         rows = self._by_room[room]
-        taken, self._by_room[room] = rows[:most], rows[most:]
-        if not self._by_room[room]:
+        taken = rows[-most:]
+        del rows[-most:]
+        if not rows:
             del self._by_room[room]
             self._rooms.remove(room)
         return taken

@@ -43,6 +43,20 @@ def test_two_documents_in_a_row_look_like_the_picture():
     }
 
 
+@pytest.mark.parametrize("kind", ["concat", "best_fit"])
+def test_documents_that_fill_a_row_have_no_target_across_the_border(kind):
+    # B18: [A B C E] and [D E'] in one row of 6.
+    documents = InMemoryDocuments([[11, 12, 13, 2], [14, 2]])
+    packing = make_packing(kind, documents.lengths, 6, "seed 2")
+    batch = pack_rows([packing.pieces(0)], documents, 6)
+    assert batch["tokens"].tolist() == [[11, 12, 13, 2, 14, 2]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 1, 2, 2]]
+    trained = batch["loss_mask"] > 0
+    pairs = list(zip(batch["tokens"][trained], batch["targets"][trained], strict=True))
+    assert pairs == [(11, 12), (12, 13), (13, 2), (14, 2)]
+
+
 def test_a_document_cut_by_the_row_end_keeps_its_target_there_and_restarts_in_the_next():
     documents = InMemoryDocuments([[1, 2, 3, 4, 5]])
     packing = OnePass(documents.lengths, 3)

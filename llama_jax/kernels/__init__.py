@@ -1,0 +1,1 @@
+"""Attention backends. See `llama_jax.kernels.attention` for their table."""

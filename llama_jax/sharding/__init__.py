@@ -1,0 +1,1 @@
+"""The device mesh and the table that lays logical dims on its axes."""

@@ -1,0 +1,74 @@
+"""What a model costs: parameters, FLOPs, bytes. The one place for these formulas.
+
+V vocabulary, D width, L layers, N query heads, K key-value heads, H head dim, F MLP width,
+T sequence length.
+"""
+
+import functools
+import math
+
+import jax.numpy as jnp
+from flax import nnx
+
+from llama_jax.config.model import ModelConfig
+from llama_jax.config.run import DType, ExecutionConfig
+from llama_jax.models.init import Path
+from llama_jax.models.llama import Llama
+
+# Arrays of the parameters' shapes that an optimizer keeps. Adafactor's two moments are one row
+# and one column a matrix, which is next to nothing.
+OPTIMIZER_MOMENTS = {"adamw": 2.0, "lion": 1.0, "muon": 1.0, "adafactor": 0.0}
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
+    """Shape of each parameter by path, from the model itself without any memory."""
+    model = nnx.eval_shape(lambda: Llama(config, ExecutionConfig(), rngs=nnx.Rngs(0)))
+    return {
+        tuple(map(str, path)): tuple(param.shape)
+        for path, param in nnx.to_flat_state(nnx.state(model))
+    }
+
+
+def param_count(config: ModelConfig) -> int:
+    """Parameters, a tied matrix once: (1 or 2) V D + D + L (2 D N H + 2 D K H + 3 D F + 2 D)."""
+    return sum(math.prod(shape) for shape in param_shapes(config).values())
+
+
+def matmul_params(config: ModelConfig) -> int:
+    """Parameters that each token is multiplied by: V D + L (2 D N H + 2 D K H + 3 D F).
+
+    The head counts, tied or not; looking up an embedding and scaling a norm don't.
+    """
+    D, H = config.embed_dim, config.head_dim
+    attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
+    layer = attention + 3 * D * config.mlp_dim
+    return config.vocab_size * D + config.num_layers * layer
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Training FLOPs a token: 6 P + 6 L T N H, P the matmul parameters.
+
+    A multiply-add is 2 FLOPs, and the backward pass twice the forward. Attention's q k^T and
+    weights times v are 2 x 2 T N H a layer without the causal mask, half of that with it (each
+    pair counted once), and three times that with the backward pass. Recomputation isn't counted:
+    model FLOPs, not hardware FLOPs (PaLM, arXiv 2204.02311, appendix B, which counts all pairs).
+    """
+    attention = 6 * config.num_layers * seq_len * config.num_heads * config.head_dim
+    return float(6 * matmul_params(config) + attention)
+
+
+def param_bytes(config: ModelConfig, dtype: DType) -> int:
+    """Bytes of all parameters in a dtype, over all devices."""
+    return param_count(config) * jnp.dtype(dtype).itemsize
+
+
+def optimizer_bytes(config: ModelConfig, kind: str, dtype: DType) -> int:
+    """Bytes of an optimizer's moments, kept in the parameters' dtype (see OPTIMIZER_MOMENTS)."""
+    return int(OPTIMIZER_MOMENTS[kind] * param_bytes(config, dtype))
+
+
+def cache_bytes(config: ModelConfig, batch_size: int, cache_len: int, dtype: DType) -> int:
+    """Bytes of the key-value cache: 2 L K H for each place of each sequence."""
+    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return per_token * batch_size * cache_len * jnp.dtype(dtype).itemsize

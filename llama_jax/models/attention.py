@@ -1,0 +1,71 @@
+"""Grouped-query attention (arXiv 2305.13245) with rotary positions.
+
+B batch, T length, D width, N query heads, K key-value heads, H head dim, R = H / 2.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from llama_jax.config.model import ModelConfig
+from llama_jax.config.run import ExecutionConfig
+from llama_jax.kernels.attention import attention
+from llama_jax.models.matmul import project
+from llama_jax.models.params import weight
+from llama_jax.models.rope import rotate
+from llama_jax.sharding.rules import Dims, kv_head_copies, lay_out
+
+Q: Dims = ("embed", "q_heads", "head_dim")
+KV: Dims = ("embed", "kv_heads", "head_dim")
+O: Dims = ("q_heads", "head_dim", "embed")  # noqa: E741
+Q_ACT: Dims = ("batch", "length", "q_heads", "head_dim")
+KV_ACT: Dims = ("batch", "length", "kv_heads", "head_dim")
+ACT: Dims = ("batch", "length", "embed")
+
+
+class Attention(nnx.Module):
+    """q, k, v projections, rotation, attention within segments, output projection."""
+
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        std, dtype = config.init_std, execution.param_dtype
+        self.backend = execution.attention
+        self.q_proj = weight(rngs, "q_proj", Q, (D, N, H), std, dtype)
+        self.k_proj = weight(rngs, "k_proj", KV, (D, K, H), std, dtype)
+        self.v_proj = weight(rngs, "v_proj", KV, (D, K, H), std, dtype)
+        std_out = std / math.sqrt(2 * config.num_layers)
+        self.o_proj = weight(rngs, "o_proj", O, (N, H, D), std_out, dtype)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        cos_BTR: jax.Array,
+        sin_BTR: jax.Array,
+        segment_ids_BT: jax.Array,
+    ) -> jax.Array:
+        """[B, T, D] in x's dtype."""
+        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, "q_proj")
+        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, "k_proj")
+        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, "v_proj")
+        k_BTKH = rotate(k_BTKH, cos_BTR, sin_BTR)
+        out_BTNH = attention(
+            rotate(q_BTNH, cos_BTR, sin_BTR),
+            split_heads(k_BTKH),
+            split_heads(v_BTKH),
+            q_segment_ids_BT=segment_ids_BT,
+            kv_segment_ids_BS=segment_ids_BT,
+            backend=self.backend,
+        )
+        out_BTNH = checkpoint_name(out_BTNH, "attention")
+        return project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, ACT, "o_proj")
+
+
+def split_heads(x_BTKH: jax.Array) -> jax.Array:
+    """Key-value heads repeated, where they are fewer than the tensor axis, until it splits them."""
+    copies = kv_head_copies(x_BTKH.shape[2])
+    if copies == 1:
+        return x_BTKH
+    return lay_out(jnp.repeat(x_BTKH, copies, axis=2), KV_ACT)

@@ -1,0 +1,166 @@
+"""The decoder: embedding, L layers, final norm, head.
+
+B batch, T length, D width, V vocabulary, L layers (stacked in one array a parameter),
+R = head dim / 2.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llama_jax.config.loading import ConfigError
+from llama_jax.config.model import ModelConfig
+from llama_jax.config.run import ExecutionConfig
+from llama_jax.models.attention import Attention
+from llama_jax.models.mlp import MLP
+from llama_jax.models.norm import RMSNorm
+from llama_jax.models.params import weight
+from llama_jax.models.remat import rematerialized
+from llama_jax.models.rope import rotations
+from llama_jax.sharding.rules import (
+    Dims,
+    at_use,
+    lay_out,
+    on_shards,
+    out_spec,
+    shard_index,
+    sum_shards,
+)
+
+VOCAB_IN: Dims = ("vocab", "embed")
+VOCAB_OUT: Dims = ("embed", "vocab")
+TOKENS: Dims = ("batch", "length")
+ACT: Dims = ("batch", "length", "embed")
+LOGITS: Dims = ("batch", "length", "vocab")
+
+
+class Layer(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+        D, eps, dtype = config.embed_dim, config.norm_eps, execution.param_dtype
+        self.attn_norm = RMSNorm(D, eps, dtype, "attn_norm")
+        self.attention = Attention(config, execution, rngs=rngs)
+        self.mlp_norm = RMSNorm(D, eps, dtype, "mlp_norm")
+        self.mlp = MLP(config, execution, rngs=rngs)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        cos_BTR: jax.Array,
+        sin_BTR: jax.Array,
+        segment_ids_BT: jax.Array,
+    ) -> jax.Array:
+        """[B, T, D] in x's dtype."""
+        x_BTD = x_BTD + self.attention(self.attn_norm(x_BTD), cos_BTR, sin_BTR, segment_ids_BT)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Llama(nnx.Module):
+    """A dense Llama. Construct it under `jax.set_mesh(mesh)` for sharded parameters."""
+
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+        self.config, self.execution = config, execution
+        D, V, dtype = config.embed_dim, config.vocab_size, execution.param_dtype
+        self.embedding = weight(rngs, "embedding", VOCAB_IN, (V, D), config.init_std, dtype)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Layer:
+            return Layer(config, execution, rngs=rngs)
+
+        self.layers = stack(rngs)
+        self.final_norm = RMSNorm(D, config.norm_eps, dtype, "final_norm")
+        if not config.tie_embeddings:
+            self.lm_head = weight(rngs, "lm_head", VOCAB_OUT, (D, V), config.init_std, dtype)
+
+    def __call__(
+        self, tokens_BT: jax.Array, *, positions_BT: jax.Array, segment_ids_BT: jax.Array
+    ) -> jax.Array:
+        """float32 logits [B, T, V]. Arguments as for `hidden`."""
+        x_BTD = self.hidden(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
+        layout = out_spec(LOGITS, (*tokens_BT.shape, self.config.vocab_size))
+        return jnp.einsum(
+            "BTD,DV->BTV",
+            x_BTD,
+            self.head_DV(),
+            preferred_element_type=jnp.float32,
+            out_sharding=layout,
+        )
+
+    def hidden(
+        self, tokens_BT: jax.Array, *, positions_BT: jax.Array, segment_ids_BT: jax.Array
+    ) -> jax.Array:
+        """What the head reads: [B, T, D] after the final norm, in the compute dtype.
+
+        Args:
+          tokens_BT: ids; rows may hold several documents.
+          positions_BT: place of each token in its document, from 0.
+          segment_ids_BT: which document of the row a token belongs to, from 1; 0 is padding.
+            Padding reaches no other token, and its own outputs mean nothing.
+
+        Raises:
+          ConfigError: T is over `max_seq_len`, or the mesh doesn't divide B or T.
+        """
+        if tokens_BT.shape[1] > self.config.max_seq_len:
+            raise ConfigError(
+                f"a sequence of {tokens_BT.shape[1]} tokens is longer than the model's "
+                f"max_seq_len, {self.config.max_seq_len}",
+                key="model.max_seq_len",
+            )
+        tokens_BT, positions_BT, segment_ids_BT = (
+            lay_out(x, TOKENS, "batch") for x in (tokens_BT, positions_BT, segment_ids_BT)
+        )
+        cos_BTR, sin_BTR = rotations(self.config.rope, self.config.head_dim, positions_BT)
+        x_BTD = self._run_layers(self._embed(tokens_BT), cos_BTR, sin_BTR, segment_ids_BT)
+        return self.final_norm(x_BTD)
+
+    def head_DV(self) -> jax.Array:
+        """The output matrix in the compute dtype, gathered for use; the embedding's when tied."""
+        if self.config.tie_embeddings:
+            return self._embedding_VD().T
+        return at_use(self.lm_head[...].astype(self.execution.compute_dtype), VOCAB_OUT)
+
+    def _embedding_VD(self) -> jax.Array:
+        return at_use(self.embedding[...].astype(self.execution.compute_dtype), VOCAB_IN)
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        def local(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+            # Each shard of the vocabulary looks up the ids that it holds; the sum is the row.
+            index_BT = tokens_BT - shard_index("vocab") * table_VD.shape[0]
+            held_BT = (index_BT >= 0) & (index_BT < table_VD.shape[0])
+            x_BTD = table_VD[jnp.where(held_BT, index_BT, 0)]
+            return sum_shards(jnp.where(held_BT[..., None], x_BTD, 0), "vocab")
+
+        return on_shards(local, (VOCAB_IN, TOKENS), ACT)(self._embedding_VD(), tokens_BT)
+
+    def _run_layers(
+        self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, segment_ids_BT: jax.Array
+    ) -> jax.Array:
+        # One compiled body for all layers, fed slices of the stacked parameters.
+        graphdef, stacked = nnx.split(self.layers)
+
+        def run(x_BTD: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+            layer = nnx.merge(graphdef, params)
+            return layer(x_BTD, cos_BTR, sin_BTR, segment_ids_BT), None
+
+        run = rematerialized(run, self.execution.remat)
+        if self.execution.scan_layers:
+            return jax.lax.scan(run, x_BTD, stacked)[0]
+        for params in unstack(stacked, self.config.num_layers):
+            x_BTD, _ = run(x_BTD, params)
+        return x_BTD
+
+
+def unstack(stacked: nnx.State, count: int) -> list[nnx.State]:
+    """Each layer's parameters.
+
+    By `split`, whose gradient is one concatenation; that of `count` slices would be `count`
+    full-size arrays added up.
+    """
+    leaves, treedef = jax.tree.flatten(stacked)
+    pieces = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
+    return [
+        jax.tree.unflatten(treedef, [piece[i].squeeze(0) for piece in pieces])
+        for i in range(count)
+    ]

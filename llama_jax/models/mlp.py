@@ -1,0 +1,36 @@
+"""SwiGLU feed-forward (arXiv 2002.05202). B batch, T length, D width, F MLP width."""
+
+import math
+
+import jax
+from flax import nnx
+
+from llama_jax.config.model import ModelConfig
+from llama_jax.config.run import ExecutionConfig
+from llama_jax.models.matmul import project
+from llama_jax.models.params import weight
+from llama_jax.sharding.rules import Dims
+
+UP: Dims = ("embed", "mlp")
+DOWN: Dims = ("mlp", "embed")
+WIDE: Dims = ("batch", "length", "mlp")
+ACT: Dims = ("batch", "length", "embed")
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+        D, F = config.embed_dim, config.mlp_dim
+        std, dtype = config.init_std, execution.param_dtype
+        self.gate_proj = weight(rngs, "gate_proj", UP, (D, F), std, dtype)
+        self.up_proj = weight(rngs, "up_proj", UP, (D, F), std, dtype)
+        std_out = std / math.sqrt(2 * config.num_layers)
+        self.down_proj = weight(rngs, "down_proj", DOWN, (F, D), std_out, dtype)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] in x's dtype."""
+        gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, "gate_proj")
+        up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, "up_proj")
+        wide_BTF = jax.nn.silu(gate_BTF) * up_BTF
+        return project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, ACT, "down_proj")

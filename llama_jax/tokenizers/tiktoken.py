@@ -47,7 +47,7 @@ class TiktokenTokenizer:
 
     def __init__(
         self, ranks: Mapping[bytes, int], special: Mapping[str, int], *, cut_long_text: bool
-    ):
+    ) -> None:
         self.ranks, self._special, self.cut_long_text = dict(ranks), dict(special), cut_long_text
         _check_vocabulary(self.ranks, self._special)
 
@@ -93,7 +93,8 @@ class TiktokenTokenizer:
         """The ids of `text`; see `Tokenizer.encode`."""
         check_allowed(allowed_special, self._special)
         ids = [self.bos_id] if bos else []
-        # Special tokens are looked for after cutting, as in the reference: one across a cut is text.
+        # Special tokens are looked for after cutting, as the reference does: one across a cut is
+        # text.
         for piece, whole in self._pieces(text):
             encoding = self._whole if whole else self._encoding
             ids += encoding.encode(piece, allowed_special=allowed_special, disallowed_special=())

@@ -1,0 +1,46 @@
+"""The bar of a build: bytes of source files read, shards, speed, time left."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+
+class BuildProgress:
+    """Draws on stderr, so that what is printed stays clean; `enabled` False draws nothing."""
+
+    def __init__(self, total_bytes: int, *, enabled: bool) -> None:
+        self._bar = Progress(
+            TextColumn("tokenising"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TextColumn("{task.fields[shards]} shards"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._task = self._bar.add_task("tokenising", total=total_bytes, shards=0)
+
+    def __enter__(self) -> "BuildProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, bytes_read: int, shards: int) -> None:
+        """Show how far reading is; it is at most a few shards ahead of tokenising."""
+        self._bar.update(self._task, completed=bytes_read, shards=shards)

@@ -1,0 +1,1 @@
+"""Losses of arrays: no model, no batch, no config."""

@@ -1,0 +1,1 @@
+"""What a stage minimises. See `llama_jax.objectives.objective` for the table."""

@@ -1,0 +1,218 @@
+"""The jitted training step, a pure function of (state, batch), and the evaluation step.
+
+It alone knows about microbatches. Order of things: sum losses and gradients over microbatches and
+mesh, divide once by the number of targets, take the norm, clip, update; and if anything was not
+finite, or there was nothing to learn from, keep the old parameters and moments.
+
+Letters: B batch, T length, M microbatches.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from llama_jax.config.loading import ConfigError
+from llama_jax.config.run import TrainingConfig
+from llama_jax.objectives.objective import Batch, Metrics, Objective
+from llama_jax.optim.optimizer import schedule_count
+from llama_jax.optim.schedule import Schedule
+from llama_jax.training.state import TrainState, add_tokens
+
+
+class JittedStep:
+    """A jitted step that knows how often it was compiled; more than once in a run is a fault."""
+
+    def __init__(self, step: Callable[..., Any], *, donate_argnums: tuple[int, ...] = ()) -> None:
+        self.compilations = 0
+
+        def counted(*args: Any) -> Any:
+            # Runs only while tracing, once for each new set of shapes, dtypes and layouts. (The
+            # size of jit's own cache also grows with layouts that are merely spelt differently.)
+            self.compilations += 1
+            return step(*args)
+
+        self._jitted = jax.jit(counted, donate_argnums=donate_argnums)
+
+    def __call__(self, *args: Any) -> Any:
+        """The step, compiled at the first call."""
+        return self._jitted(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """For compiling ahead of time; arguments may be abstract."""
+        return self._jitted.lower(*args)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    config: TrainingConfig,
+) -> JittedStep:
+    """The jitted (state, batch) -> (state, metrics); the state passed in is donated, so it is gone.
+
+    Call it under `jax.set_mesh`. Metrics are float32 scalars: means over targets of `loss` and of
+    the objective's sums, `tokens`, `grad_norm` before clipping, `param_norm`, `learning_rate`,
+    `skipped` (1 where no update was made), `skipped_steps` and `consecutive_skips`.
+
+    Raises (at the first call):
+      ConfigError: microbatches that don't divide a device's share of the batch.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        sums, grads = _sum_microbatches(
+            graphdef, objective, state.params, batch, key, config.microbatches
+        )
+        # Zero targets: every sum is 0, and so is every mean.
+        tokens = sums["tokens"]
+        share = 1.0 / jnp.where(tokens > 0, tokens, 1.0)
+        means = {name: value * share for name, value in sums.items() if name != "tokens"}
+        grads = jax.tree.map(lambda grad: grad * share, grads)
+        grad_norm = optax.global_norm(grads)
+        # A non-finite gradient anywhere makes the norm non-finite, at no cost of its own.
+        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
+        updated = finite & (tokens > 0)
+
+        rate = schedule(schedule_count(state.opt_state))
+        params, opt_state = _update(optimizer, state, _clip(grads, grad_norm, config.clip_norm))
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=_where(updated, params, state.params),
+            opt_state=_where(updated, opt_state, state.opt_state),
+            target_tokens=add_tokens(state.target_tokens, jnp.where(updated, tokens, 0.0)),
+            skipped_steps=state.skipped_steps + ~updated,
+            # A batch without targets says nothing about the run's health either way.
+            consecutive_skips=jnp.where(
+                finite,
+                jnp.where(updated, 0, state.consecutive_skips),
+                state.consecutive_skips + 1,
+            ),
+        )
+        metrics = {
+            **means,
+            "tokens": tokens,
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(new_state.params),
+            "learning_rate": rate,
+            "skipped": ~updated,
+            "skipped_steps": new_state.skipped_steps,
+            "consecutive_skips": new_state.consecutive_skips,
+        }
+        return new_state, {name: jnp.float32(value) for name, value in metrics.items()}
+
+    return JittedStep(step, donate_argnums=(0,))
+
+
+def make_eval_step(graphdef: nnx.GraphDef, objective: Objective) -> JittedStep:
+    """A jitted function of (params, batch) to the objective's sums, with `loss` among them.
+
+    Sums, so that held-out batches of different sizes weigh by their tokens: the caller adds up
+    and divides by `tokens` once. It is given the same key each time: evaluation is repeatable.
+    """
+
+    def step(params: Any, batch: Batch) -> Metrics:
+        loss, sums = objective(nnx.merge(graphdef, params), batch, jax.random.key(0))
+        return {**sums, "loss": loss}
+
+    return JittedStep(step)
+
+
+def split_microbatches(batch: Batch, microbatches: int) -> Batch:
+    """[B, T] arrays to [M, B / M, T], each device cutting its own rows: nothing is sent.
+
+    Microbatch m so holds the m-th part of every device's rows, not the m-th part of the batch.
+
+        8 rows on 2 devices, 2 microbatches:  0 1 2 3 | 4 5 6 7  ->  0 1 | 4 5,  2 3 | 6 7
+
+    Raises:
+      ConfigError: a device's rows don't divide into `microbatches`.
+    """
+    sharding = jax.typeof(batch["tokens"]).sharding
+    spec = (*sharding.spec, None, None)[:2]
+    shards = 1 if sharding.mesh.empty else _shards(spec[0], sharding.mesh.shape)
+    rows = batch["tokens"].shape[0] // shards
+    if rows % microbatches:
+        raise ConfigError(
+            f"{microbatches} does not divide the {rows} sequences that each of {shards} batch "
+            f"shards has of data.batch_size, {rows * shards}",
+            key="training.microbatches",
+        )
+
+    def split(rows_BT: jax.Array) -> jax.Array:
+        return rows_BT.reshape(microbatches, -1, *rows_BT.shape[1:])
+
+    if sharding.mesh.empty:
+        return jax.tree.map(split, batch)
+    on_each = jax.shard_map(
+        lambda arrays: jax.tree.map(split, arrays),
+        mesh=sharding.mesh,
+        in_specs=PartitionSpec(*spec),
+        out_specs=PartitionSpec(None, *spec),
+    )
+    return on_each(batch)
+
+
+def _sum_microbatches(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    microbatches: int,
+) -> tuple[Metrics, Any]:
+    """The objective's sums, with `loss`, and the float32 gradient of the summed loss."""
+
+    def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return objective(nnx.merge(graphdef, params), batch, key)
+
+    def one(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
+        (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch, key)
+        return {**sums, "loss": loss}, _float32(grads)
+
+    if microbatches == 1:
+        return one(batch, key)
+
+    def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*inputs)), None
+
+    inputs = (split_microbatches(batch, microbatches), jax.random.split(key, microbatches))
+    first = jax.tree.map(lambda array: array[0], inputs)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: one(*first)))
+    return jax.lax.scan(add, zeros, inputs)[0]
+
+
+def _update(
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Any
+) -> tuple[Any, Any]:
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def _clip(grads: Any, norm: jax.Array, limit: float | None) -> Any:
+    if limit is None:
+        return grads
+    scale = jnp.minimum(1.0, limit / norm)  # a norm of 0 gives inf, and so 1
+    return jax.tree.map(lambda grad: grad * scale, grads)
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    # A select, not a branch: it fuses with the update and keeps the donated buffers in place.
+    return jax.tree.map(lambda *pair: jnp.where(condition, *pair), new, old)
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda array: array.astype(jnp.float32), tree)
+
+
+def _shards(axes: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(sizes[name] for name in names)

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
-from absl import flags
 
 from llama_jax.config.run import DataConfig
 from llama_jax.data.documents import ChainedDocuments, DataError, Documents
 from llama_jax.data.mixture import Mixture
 from llama_jax.data.packing import OnePass, Piece, make_packing
+from llama_jax.data.read_ahead import read_ahead
 from llama_jax.data.rows import Batch, pack_rows, text_bytes
 
 # Grain's datasets have a length; this one is longer than any run.
@@ -23,7 +23,7 @@ ENDLESS = 2**62
 
 
 class GlobalBatches:
-    """Random access to training batches. Pickled into worker processes, so it holds no reader."""
+    """Random access to training batches. Is pickled into worker processes."""
 
     def __init__(self, config: DataConfig, documents: Sequence[Documents], *, seed: int) -> None:
         """Plan the batches.
@@ -109,26 +109,12 @@ def make_batches(
     plan = GlobalBatches(config, documents, seed=seed)
     wanted = tuple(int(row) for row in rows)
     steps = grain.MapDataset.range(start_step, ENDLESS)
-    ahead = _read_ahead(steps.map(lambda step: plan.batch(step, wanted)), config)
-    return Batches(ahead, start_step, fingerprint(config, documents, seed=seed))
-
-
-def _read_ahead(
-    batches: "grain.MapDataset[Batch]", config: DataConfig
-) -> "grain.DatasetIterator[Batch]":
-    # One thread: packing holds the interpreter lock, and a read is spread over threads below.
-    if not config.workers:
-        threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
-        return iter(batches.to_iter_dataset(threads))
-    # Grain asks absl for its flags, which nobody parses in a program that isn't an absl app.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    threads = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    workers = grain.MultiprocessingOptions(
-        num_workers=config.workers,
-        per_worker_buffer_size=-(-config.prefetch // config.workers),
+    ahead = read_ahead(
+        steps.map(lambda step: plan.batch(step, wanted)),
+        workers=config.workers,
+        count=config.prefetch,
     )
-    return iter(batches.to_iter_dataset(threads).mp_prefetch(workers))
+    return Batches(ahead, start_step, fingerprint(config, documents, seed=seed))
 
 
 def fingerprint(config: DataConfig, documents: Sequence[Documents], *, seed: int) -> str:

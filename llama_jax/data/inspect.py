@@ -3,18 +3,21 @@
 Made from the same plan and arrays as training; only the looks are decided here.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_jax.config.run import DataConfig
+from llama_jax.config.run import DataConfig, RunConfig
 from llama_jax.data.batches import GlobalBatches
 from llama_jax.data.documents import Documents
 from llama_jax.data.packing import Piece
 from llama_jax.data.rows import Batch
+from llama_jax.data.sources import open_documents, open_tokenizer
 from llama_jax.tokenizers import Tokenizer
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
@@ -27,6 +30,24 @@ LEGEND = (
     "\u2503n\u2503 begins document n of the row, a colour each; "
     f"reversed and followed by {NO_TARGET}: nothing is predicted from this token"
 )
+
+
+def inspect(config: RunConfig, run_dir: Path, *, step: int, rows: int, console: Console) -> None:
+    """Print the first rows of the batch of a step of a run; see `show_batch`.
+
+    The run need not have begun: its tokenizer and shards are made in `run_dir` if they aren't
+    there, as training would make them.
+    """
+    tokenizer = open_tokenizer(config, run_dir)
+    documents = open_documents(
+        config.data,
+        "sources",
+        tokenizer,
+        run_dir,
+        workers=os.cpu_count() or 1,
+        progress=console.is_terminal,
+    )
+    show_batch(config.data, documents, tokenizer, console, seed=config.seed, step=step, rows=rows)
 
 
 def show_batch(

@@ -1,11 +1,18 @@
 import collections
 import dataclasses
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+import llama_jax
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DataConfig, MeshConfig, SourceConfig
 from llama_jax.data.batches import (
@@ -156,6 +163,67 @@ def test_worker_processes_give_the_same_batches():
     data, documents = config(workers=2), [varied(0)]
     alone = read(dataclasses.replace(data, workers=0), documents, 1, start=3, stop=10)
     assert same(read(data, documents, 1, start=3, stop=10), alone)
+
+
+class Damaged(InMemoryDocuments):
+    def read(self, numbers):
+        raise DataError("shard-00003: document 7 is damaged")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_damaged_record_is_raised_where_the_batch_is_taken(workers):
+    batches = make_batches(
+        config(workers=workers), [Damaged([[1, 2]])], rows=range(8), seed=0, start_step=0
+    )
+    with pytest.raises(DataError, match="shard-00003: document 7 is damaged"):
+        next(batches)
+    batches.close()
+
+
+KILLED = """
+import multiprocessing, os, signal
+from llama_jax.config.run import DataConfig, SourceConfig
+from llama_jax.data.batches import make_batches
+from llama_jax.data.documents import InMemoryDocuments
+
+if __name__ == "__main__":
+    source = SourceConfig(name="a", shards="unused")
+    config = DataConfig(seq_len=4, batch_size=2, sources=(source,), workers=1)
+    documents = [InMemoryDocuments([[1, 2, 3]])]
+    batches = make_batches(config, documents, rows=[0, 1], seed=0, start_step=0)
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks at processes in /proc")
+def test_workers_end_with_a_killed_run(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(llama_jax.__file__).parents[1])},
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    children = [Path("/proc", number) for number in done.stdout.split()]
+    assert children
+    deadline = time.monotonic() + 20
+    while any(map(_runs, children)):
+        assert time.monotonic() < deadline, "a worker outlives its run"
+        time.sleep(0.1)
+
+
+def _runs(process):
+    try:
+        return "State:\tZ" not in (process / "status").read_text()
+    except OSError:
+        return False
 
 
 def test_held_out_documents_come_once_in_batches_of_one_shape():

@@ -1,0 +1,298 @@
+"""From a run's config to a trained model in its run directory; goes on where an earlier one ended.
+
+config.toml   the resolved config             metrics.jsonl  an object a step
+run.json      fingerprint and every start     tensorboard/   the same as event files
+tokenizer/    made or copied on first use     plots/         the loss curve
+data/         tokenised on first use          samples.txt    what the model writes
+checkpoints/  state and data position         result.json    the figures of the finished run
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from rich.console import Console
+
+from llama_jax.checkpoint.manager import Checkpoints
+from llama_jax.config.files import load_run_config
+from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
+from llama_jax.config.run import RunConfig
+from llama_jax.metrics.compression import compressed_bits_per_byte
+from llama_jax.metrics.plots import plot_loss
+from llama_jax.models.accounting import flops_per_token, param_count
+from llama_jax.models.init import abstract_model, make_model
+from llama_jax.objectives.objective import make_objective
+from llama_jax.optim.optimizer import make_optimizer
+from llama_jax.optim.schedule import make_schedule
+from llama_jax.sharding.mesh import make_mesh
+from llama_jax.training.compatibility import check_compatible
+from llama_jax.training.environment import describe_start
+from llama_jax.training.inputs import (
+    Inputs,
+    Say,
+    held_out_passes,
+    held_out_texts,
+    prepare_inputs,
+    start_batches,
+)
+from llama_jax.training.loop import Parts, run_steps
+from llama_jax.training.reporting import Reporter, RunFacts, loss_records
+from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
+from llama_jax.training.state import TrainState, abstract_state, init_state, target_tokens
+from llama_jax.training.step import make_eval_step, make_train_step
+from llama_jax.training.stopping import StopRequest
+
+CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+      run_dir: where everything is.
+      step: of the last checkpoint.
+      figures: those of the finished run, as in `result.json`; None while it isn't finished.
+      exit_code: 0, or 130 or 143 when a signal stopped it.
+      already_done: whether it had been finished before this call.
+    """
+
+    run_dir: epath.Path
+    step: int
+    figures: dict[str, Any] | None
+    exit_code: int = 0
+    already_done: bool = False
+
+
+def train(config: RunConfig, run_dir: epath.PathLike, console: Console) -> Outcome:
+    """Train, from the newest checkpoint in `run_dir` if there is one, on any mesh.
+
+    Raises:
+      ConfigError: a config that can't be used, or that contradicts the checkpoint.
+      TrainingError, CheckpointError, DataError, TokenizerError: one line each.
+    """
+    begun_s = time.perf_counter()
+    run_dir = epath.Path(run_dir)
+    say = _printer(console)
+    mesh = make_mesh(config.mesh)
+    with (
+        Checkpoints(run_dir / "checkpoints", config.checkpoint, say) as checkpoints,
+        jax.set_mesh(mesh),
+    ):
+        _check_against_earlier(config, run_dir, checkpoints, say)
+        _describe(config, run_dir)
+        figures = _finished(config, run_dir, checkpoints)
+        if figures is not None:
+            return Outcome(run_dir, config.training.steps, figures, already_done=True)
+        return _Run(config, run_dir, mesh, checkpoints, console).train(begun_s)
+
+
+class _Run:
+    """The objects of one call of `train`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: epath.Path,
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        console: Console,
+    ) -> None:
+        self.config, self.run_dir, self.mesh = config, run_dir, mesh
+        self.checkpoints, self.console = checkpoints, console
+        self.say: Say = _printer(console)
+
+    def train(self, begun_s: float) -> Outcome:
+        """Prepare, restore or initialise, run the loop, and finish."""
+        config = self.config
+        schedule = make_schedule(config.schedule, config.training.steps)
+        optimizer = make_optimizer(config.optimizer, schedule)
+        objective = make_objective(config.objective, config.execution)
+        graphdef, abstract = abstract_model(config.model, config.execution, self.mesh)
+        inputs = prepare_inputs(config, self.run_dir, self.say)
+        self._say_sizes(inputs)
+        key = jax.random.key(config.seed)
+
+        restored = self.checkpoints.restore_latest(abstract_state(abstract, optimizer, key))
+        if restored is None:
+            model = make_model(config.model, config.execution, self.mesh, config.seed)
+            step, position = 0, None
+            state = init_state(nnx.state(model), optimizer, key)
+        else:
+            step, state, position = restored.step, restored.state, restored.position
+            self.say(f"going on from the checkpoint of step {step}")
+
+        facts = RunFacts(
+            name=self.run_dir.name,
+            steps=config.training.steps,
+            flops_per_token=flops_per_token(config.model, config.data.seq_len),
+            config=to_table(config),
+        )
+        batches = start_batches(config, inputs, self.mesh, position)
+        try:
+            with (
+                StopRequest() as stop,
+                Reporter(
+                    self.run_dir, config.metrics, facts, self.console, from_step=step
+                ) as reporter,
+            ):
+                parts = Parts(
+                    mesh=self.mesh,
+                    train_step=make_train_step(
+                        graphdef, objective, optimizer, schedule, config.training
+                    ),
+                    eval_step=make_eval_step(graphdef, objective),
+                    batches=batches,
+                    held_out=held_out_passes(config, inputs, self.mesh),
+                    checkpoints=self.checkpoints,
+                    reporter=reporter,
+                    training=config.training,
+                    checkpoint=config.checkpoint,
+                )
+                state = run_steps(parts, state, step, stop)
+                seconds = reporter.goodput.summary()
+        finally:
+            batches.close()
+        return self._finish(state, graphdef, inputs, stop, seconds, begun_s)
+
+    def _finish(
+        self,
+        state: TrainState,
+        graphdef: nnx.GraphDef,
+        inputs: Inputs,
+        stop: StopRequest,
+        seconds: dict[str, float],
+        begun_s: float,
+    ) -> Outcome:
+        """Draw the curve; of a run that has reached its last step also samples and figures."""
+        writes = jax.process_index() == 0
+        step = int(state.step)
+        records = loss_records(self.run_dir)
+        if writes:
+            plot_loss(records, self.run_dir / "plots" / "loss.png", self.run_dir.name)
+        if step < self.config.training.steps:
+            return Outcome(self.run_dir, step, None, stop.exit_code)
+        self._write_samples(state, graphdef, inputs)
+        held_out = [record["held_out"] for record in records if "held_out" in record]
+        figures: dict[str, Any] = {
+            "step": step,
+            "fingerprint": fingerprint(self.config),
+            "parameters": param_count(self.config.model),
+            "target_tokens": target_tokens(state),
+            "loss": next((r["loss"] for r in reversed(records) if "loss" in r), None),
+            "held_out": held_out[-1] if held_out else None,
+            "compressors": self._compressors(),
+            "seconds": {**seconds, "with_preparation": time.perf_counter() - begun_s},
+        }
+        if writes:
+            _write_json(self.run_dir / RESULT_FILE, figures)
+        return Outcome(self.run_dir, step, figures, stop.exit_code)
+
+    def _write_samples(self, state: TrainState, graphdef: nnx.GraphDef, inputs: Inputs) -> None:
+        training, prompts = self.config.training, self.config.training.sample_prompts
+        if not prompts:
+            return
+        texts = sample_text(
+            graphdef,
+            state.params,
+            inputs.tokenizer,
+            prompts,
+            new_tokens=training.sample_tokens,
+            max_seq_len=self.config.model.max_seq_len,
+            temperature=TEMPERATURE,
+            key=jax.random.fold_in(jax.random.key(self.config.seed), training.steps),
+            mesh=self.mesh,
+        )
+        if jax.process_index() == 0:
+            title = f"{self.run_dir.name}, step {training.steps}, temperature {TEMPERATURE}"
+            text = format_samples(prompts, texts, title)
+            (self.run_dir / "samples.txt").write_text(text, encoding="utf-8")
+
+    def _compressors(self) -> dict[str, float] | None:
+        """Bits a byte of gzip and xz on the held-out text, where it is at hand as text."""
+        texts = held_out_texts(self.config.data)
+        if texts is None or jax.process_index() > 0:
+            return None
+        return compressed_bits_per_byte(texts)
+
+    def _say_sizes(self, inputs: Inputs) -> None:
+        config = self.config
+        batch_tokens = config.data.batch_size * config.data.seq_len
+        epochs = config.training.steps * batch_tokens / max(inputs.train_tokens, 1)
+        self.say(
+            f"model: {param_count(config.model) / 1e6:.2f}M parameters; data: "
+            f"{inputs.train_tokens / 1e6:.2f}M tokens of {inputs.train_bytes / 1e6:.2f} MB; "
+            f"{config.training.steps} steps of {batch_tokens} tokens, {epochs:.2f} epochs"
+        )
+
+
+def _check_against_earlier(
+    config: RunConfig, run_dir: epath.Path, checkpoints: Checkpoints, say: Say
+) -> None:
+    path = run_dir / CONFIG_FILE
+    steps = checkpoints.steps()
+    if not steps:
+        return
+    if not path.exists():
+        raise ConfigError("absent, though there are checkpoints beside it", source=str(path))
+    for notice in check_compatible(load_run_config(str(path)), config, str(path)):
+        say(notice)
+    if steps[-1] > config.training.steps:
+        raise ConfigError(
+            f"{config.training.steps} is below the {steps[-1]} steps already done",
+            key="training.steps",
+            source=str(path),
+        )
+
+
+def _describe(config: RunConfig, run_dir: epath.Path) -> None:
+    """Write the resolved config, and add this start to `run.json`."""
+    if jax.process_index() > 0:
+        return
+    path = run_dir / RUN_FILE
+    earlier = json.loads(path.read_text())["starts"] if path.exists() else []
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **describe_start()}
+    _write_json(path, {"fingerprint": fingerprint(config), "starts": [*earlier, start]})
+    _replace(run_dir / CONFIG_FILE, to_toml(to_table(config)))
+
+
+def _finished(
+    config: RunConfig, run_dir: epath.Path, checkpoints: Checkpoints
+) -> dict[str, Any] | None:
+    """The figures of the run if it has reached its last step and all was written."""
+    path = run_dir / RESULT_FILE
+    steps = checkpoints.steps()
+    if not steps or steps[-1] != config.training.steps or not path.exists():
+        return None
+    figures = json.loads(path.read_text())
+    return figures if figures["step"] == config.training.steps else None
+
+
+def _write_json(path: epath.Path, table: dict[str, Any]) -> None:
+    _replace(path, json.dumps(table, indent=2) + "\n")
+
+
+def _replace(path: epath.Path, text: str) -> None:
+    # Renamed into place: a run that is killed here leaves no half-written file behind.
+    temporary = path.parent / f"{path.name}.new"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _printer(console: Console) -> Say:
+    def say(message: str) -> None:
+        if jax.process_index() == 0:
+            console.print(message, highlight=False, soft_wrap=True, markup=False)
+
+    return say
+
+
+def default_run_dir(name: str) -> Path:
+    """`runs/<name>` in the working directory, for a run's file or shipped name."""
+    return Path("runs") / Path(name).stem

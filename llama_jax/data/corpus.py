@@ -61,6 +61,12 @@ class Corpus:
         self.bytes_read += size
 
 
+def can_split(config: TextConfig) -> bool:
+    """Whether a part can be kept aside: of several files, or of one that holds records."""
+    files = list_files(config)
+    return len(files) > 1 or is_records(files[0])
+
+
 def texts(config: TextConfig) -> Iterator[str]:
     """The text of every document; problems are passed over, since a build counts them."""
     return (item.text for item in Corpus(config) if isinstance(item, Document))

@@ -43,9 +43,7 @@ def blockwise_attention(
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     # One type for all operands: the gradient rule below must return what it was given.
     k_BKSH, v_BKSH = (varying_like(x, q_BTNH) for x in (k_BKSH, v_BKSH))
-    out_BKGTH = _flash(
-        block, q_BKGTH, k_BKSH, v_BKSH, q_segment_ids_BT, segments_BS, q_order_BT
-    )
+    out_BKGTH = _flash(block, q_BKGTH, k_BKSH, v_BKSH, q_segment_ids_BT, segments_BS, q_order_BT)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

@@ -29,7 +29,7 @@ ACT: Dims = ("batch", "length", "embed")
 class Attention(nnx.Module):
     """q, k, v projections, rotation, attention within segments, output projection."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         std, dtype = config.init_std, execution.param_dtype
         self.backend = execution.attention

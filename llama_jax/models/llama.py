@@ -37,7 +37,7 @@ LOGITS: Dims = ("batch", "length", "vocab")
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, eps, dtype = config.embed_dim, config.norm_eps, execution.param_dtype
         self.attn_norm = RMSNorm(D, eps, dtype, "attn_norm")
         self.attention = Attention(config, execution, rngs=rngs)
@@ -59,7 +59,7 @@ class Layer(nnx.Module):
 class Llama(nnx.Module):
     """A dense Llama. Construct it under `jax.set_mesh(mesh)` for sharded parameters."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         self.config, self.execution = config, execution
         D, V, dtype = config.embed_dim, config.vocab_size, execution.param_dtype
         self.embedding = weight(rngs, "embedding", VOCAB_IN, (V, D), config.init_std, dtype)
@@ -115,13 +115,13 @@ class Llama(nnx.Module):
         x_BTD = self._run_layers(self._embed(tokens_BT), cos_BTR, sin_BTR, segment_ids_BT)
         return self.final_norm(x_BTD)
 
-    def head_DV(self) -> jax.Array:
+    def head_DV(self) -> jax.Array:  # noqa: N802
         """The output matrix in the compute dtype, gathered for use; the embedding's when tied."""
         if self.config.tie_embeddings:
             return self._embedding_VD().T
         return at_use(self.lm_head[...].astype(self.execution.compute_dtype), VOCAB_OUT)
 
-    def _embedding_VD(self) -> jax.Array:
+    def _embedding_VD(self) -> jax.Array:  # noqa: N802
         return at_use(self.embedding[...].astype(self.execution.compute_dtype), VOCAB_IN)
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
@@ -161,6 +161,5 @@ def unstack(stacked: nnx.State, count: int) -> list[nnx.State]:
     leaves, treedef = jax.tree.flatten(stacked)
     pieces = [jax.lax.split(leaf, (1,) * count, axis=0) for leaf in leaves]
     return [
-        jax.tree.unflatten(treedef, [piece[i].squeeze(0) for piece in pieces])
-        for i in range(count)
+        jax.tree.unflatten(treedef, [piece[i].squeeze(0) for piece in pieces]) for i in range(count)
     ]

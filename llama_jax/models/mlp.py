@@ -20,7 +20,7 @@ ACT: Dims = ("batch", "length", "embed")
 class MLP(nnx.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, F = config.embed_dim, config.mlp_dim
         std, dtype = config.init_std, execution.param_dtype
         self.gate_proj = weight(rngs, "gate_proj", UP, (D, F), std, dtype)

@@ -10,7 +10,7 @@ from llama_jax.models.params import ones
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps), times a learned scale (arXiv 1910.07467)."""
 
-    def __init__(self, width: int, eps: float, dtype: str, name: str):
+    def __init__(self, width: int, eps: float, dtype: str, name: str) -> None:
         self.eps = eps
         self.scale = ones(f"{name}.scale", ("norm",), (width,), dtype)
 

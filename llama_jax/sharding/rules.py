@@ -101,9 +101,7 @@ def on_shards(
     def call(*arrays: jax.Array) -> Any:
         if _local(current_mesh()):
             return function(*arrays)
-        specs = tuple(
-            act_spec(dims, x.shape) for dims, x in zip(in_dims, arrays, strict=True)
-        )
+        specs = tuple(act_spec(dims, x.shape) for dims, x in zip(in_dims, arrays, strict=True))
         moved = [jax.sharding.reshard(x, s) for x, s in zip(arrays, specs, strict=True)]
         out = P(*(RULES[dim] if dim else None for dim in out_dims))
         return jax.shard_map(function, in_specs=specs, out_specs=out)(*moved)

@@ -3,21 +3,19 @@
 Made from the same plan and arrays as training; only the looks are decided here.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llama_jax.config.run import DataConfig, RunConfig
+from llama_jax.config.run import DataConfig
 from llama_jax.data.batches import GlobalBatches
 from llama_jax.data.documents import Documents
 from llama_jax.data.packing import Piece
 from llama_jax.data.rows import Batch
-from llama_jax.data.sources import open_documents, open_tokenizer
 from llama_jax.tokenizers import Tokenizer
 
 COLOURS = ("cyan", "yellow", "green", "magenta", "blue")
@@ -30,24 +28,6 @@ LEGEND = (
     "\u2503n\u2503 begins document n of the row, a colour each; "
     f"reversed and followed by {NO_TARGET}: nothing is predicted from this token"
 )
-
-
-def inspect(config: RunConfig, run_dir: Path, *, step: int, rows: int, console: Console) -> None:
-    """Print the first rows of the batch of a step of a run; see `show_batch`.
-
-    The run need not have begun: its tokenizer and shards are made in `run_dir` if they aren't
-    there, as training would make them.
-    """
-    tokenizer = open_tokenizer(config, run_dir)
-    documents = open_documents(
-        config.data,
-        "sources",
-        tokenizer,
-        run_dir,
-        workers=os.cpu_count() or 1,
-        progress=console.is_terminal,
-    )
-    show_batch(config.data, documents, tokenizer, console, seed=config.seed, step=step, rows=rows)
 
 
 def show_batch(
@@ -77,11 +57,36 @@ def show_batch(
     for row in shown:
         pieces = plan.pieces(step * config.batch_size + row)
         console.rule(Text(f"step {step}, row {row} of {config.batch_size}"))
-        console.print(_border_table(config, plan, batch, row, pieces))
+        console.print(_border_table(_borders(config, plan, batch, row, pieces)))
         console.print(_coloured(batch, row, tokenizer), soft_wrap=True)
     console.rule()
     console.print(LEGEND, style="dim", markup=False)
     console.print(totals(batch), highlight=False)
+
+
+def batch_table(
+    config: DataConfig,
+    documents: Sequence[Documents],
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    step: int,
+    rows: int,
+) -> dict[str, Any]:
+    """The same rows as plain lists and numbers; arguments as `show_batch`."""
+    plan = GlobalBatches(config, documents, seed=seed)
+    shown = range(min(rows, config.batch_size))
+    batch = plan.batch(step, shown)
+    table = []
+    for row in shown:
+        pieces = plan.pieces(step * config.batch_size + row)
+        borders = _borders(config, plan, batch, row, pieces)
+        for border in borders:
+            first, last = border["places"]
+            border["text"] = tokenizer.decode(batch["tokens"][row, first : last + 1].tolist())
+        arrays = {name: array[row].tolist() for name, array in batch.items()}
+        table.append({"row": row, "documents": borders, **arrays})
+    return {"step": step, "batch_size": config.batch_size, "rows": table}
 
 
 def totals(batch: Batch) -> str:
@@ -95,24 +100,43 @@ def totals(batch: Batch) -> str:
     )
 
 
-def _border_table(
+def _borders(
     config: DataConfig, plan: GlobalBatches, batch: Batch, row: int, pieces: Sequence[Piece]
-) -> Table:
-    table = Table("", "source", "document", "its tokens", "places", "positions", "targets")
+) -> list[dict[str, Any]]:
+    """Each document of the row: whence, which of its tokens, and where they stand (inclusive)."""
+    borders = []
     for segment, piece in enumerate(pieces, start=1):
         places = np.flatnonzero(batch["segment_ids"][row] == segment)
-        positions = batch["positions"][row, places]
         part, number = plan.documents.home(piece.document)
-        length = int(plan.documents.lengths[piece.document])
+        borders.append(
+            {
+                "segment": segment,
+                "source": config.sources[part].name,
+                "document": number,
+                "length": int(plan.documents.lengths[piece.document]),
+                "tokens": [piece.start, piece.stop - 1],
+                "places": places[[0, -1]].tolist(),
+                "positions": batch["positions"][row, places[[0, -1]]].tolist(),
+                "targets": int(batch["loss_mask"][row, places].sum()),
+            }
+        )
+    return borders
+
+
+def _border_table(borders: Sequence[dict[str, Any]]) -> Table:
+    table = Table("", "source", "document", "its tokens", "places", "positions", "targets")
+    for border in borders:
+        spans = ("{}-{}".format(*border[name]) for name in ("tokens", "places", "positions"))
+        tokens, places, positions = spans
         table.add_row(
-            str(segment),
-            config.sources[part].name,
-            str(number),
-            f"{piece.start}-{piece.stop - 1} of {length}",
-            f"{places[0]}-{places[-1]}",
-            f"{positions[0]}-{positions[-1]}",
-            str(int(batch["loss_mask"][row, places].sum())),
-            style=_colour(segment),
+            str(border["segment"]),
+            border["source"],
+            str(border["document"]),
+            f"{tokens} of {border['length']}",
+            places,
+            positions,
+            str(border["targets"]),
+            style=_colour(border["segment"]),
         )
     return table
 

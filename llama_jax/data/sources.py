@@ -7,7 +7,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,26 +24,34 @@ from llama_jax.tokenizers.training import train_tokenizer
 
 
 def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
-    """The run's tokenizer; one to be trained is trained once and then read back.
+    """The run's tokenizer, which afterwards stands in the run directory whatever its kind.
 
     Raises:
-      ConfigError: its ids don't fit the model, or there is no text to train it on.
+      ConfigError: its ids don't fit the model, there is no text to train it on, or the run
+        directory holds another one.
       TokenizerError: a file that can't be used.
     """
-    match config.tokenizer:
-        case configs.ByteTokenizer():
-            tokenizer = ByteTokenizer()
-        case configs.TokenizerFile(path=path):
-            tokenizer = load_tokenizer(path)
-        case configs.TrainedTokenizer(vocab_size=vocab_size):
-            sources = [source.text for source in config.data.sources if source.text is not None]
-            tokenizer = _trained(sources, vocab_size, run_dir / "tokenizer")
+    folder, wanted = run_dir / "tokenizer", config.tokenizer
+    found = load_tokenizer(folder) if folder.exists() else None
+    if isinstance(wanted, configs.TrainedTokenizer):
+        tokenizer = found or _train(config.data.sources, wanted.vocab_size)
+        fits = tokenizer.vocab_size == wanted.vocab_size
+    else:
+        is_file = isinstance(wanted, configs.TokenizerFile)
+        tokenizer = load_tokenizer(wanted.path) if is_file else ByteTokenizer()
+        fits = found is None or found.fingerprint == tokenizer.fingerprint
+    if not fits:
+        raise ConfigError(
+            f"{folder} holds another one; delete it or use another run directory", key="tokenizer"
+        )
     # An embedding lookup past the end is clamped in silence, so it has to be caught here.
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"{config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
+            f"{config.model.vocab_size} is below the tokenizer's {tokenizer.vocab_size} tokens",
             key="model.vocab_size",
         )
+    if found is None:
+        _save_whole(tokenizer, folder)
     return tokenizer
 
 
@@ -73,36 +81,28 @@ def open_documents(
     """
     opened = []
     for source in getattr(config, part):
+        folder = Path(source.shards or run_dir / "data" / part / source.name)
         if source.text is not None:
-            folder = run_dir / "data" / part / source.name
             build(source.text, tokenizer, folder, workers=workers, strict=False, progress=progress)
-        else:
-            folder = Path(source.shards)
         documents = open_shards(folder)
         if documents.manifest.tokenizer != tokenizer.fingerprint:
-            raise DataError(f"{folder} was built with another tokenizer than the run's")
+            raise DataError(
+                f"{folder} was made with another tokenizer ({documents.manifest.tokenizer}, "
+                f"the run's is {tokenizer.fingerprint})"
+            )
         opened.append(documents)
     return opened
 
 
-def _trained(sources: Sequence[configs.TextConfig], vocab_size: int, folder: Path) -> Tokenizer:
-    if not folder.exists():
-        if not sources:
-            raise ConfigError("there is no source given as text to train it on", key="tokenizer")
-        made = train_tokenizer(_all_texts(sources), vocab_size)
-        # Renamed when whole: a run killed here must not find half a tokenizer.
-        unfinished = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-        made.save(unfinished)
-        unfinished.replace(folder)
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size != vocab_size:
-        raise ConfigError(
-            f"{folder} has {tokenizer.vocab_size} tokens, {vocab_size} are asked for; "
-            "delete it or use another run directory",
-            key="tokenizer.vocab_size",
-        )
-    return tokenizer
+def _train(sources: Sequence[configs.SourceConfig], vocab_size: int) -> Tokenizer:
+    given = [source.text for source in sources if source.text is not None]
+    if not given:
+        raise ConfigError("training one needs a source given as text", key="tokenizer.kind")
+    return train_tokenizer(itertools.chain.from_iterable(map(texts, given)), vocab_size)
 
 
-def _all_texts(sources: Iterable[configs.TextConfig]) -> Iterable[str]:
-    return itertools.chain.from_iterable(map(texts, sources))
+def _save_whole(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save so that a run killed on the way leaves no half of a tokenizer to be found."""
+    unfinished = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    tokenizer.save(unfinished)
+    unfinished.replace(folder)

@@ -1,11 +1,12 @@
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from llama_jax.config.run import DataConfig, SourceConfig
 from llama_jax.data.documents import InMemoryDocuments
-from llama_jax.data.inspect import show_batch
+from llama_jax.data.inspect import batch_table, show_batch
 from llama_jax.tokenizers.byte import ByteTokenizer
 
 
@@ -56,3 +57,25 @@ def test_colours_differ_between_documents():
 def test_text_is_shown_and_not_obeyed(text):
     output = shown([text], seq_len=64)
     assert text.replace("\x1b", "␛") in output
+
+
+def test_the_table_holds_arrays_and_borders():
+    tokenizer = ByteTokenizer()
+    documents = InMemoryDocuments([tokenizer.encode("hi", bos=True, eos=True), [1, 2]])
+    sources = (SourceConfig(name="letters", shards="unused"),)
+    config = DataConfig(seq_len=7, batch_size=2, sources=sources, packing="best_fit")
+    table = batch_table(config, [documents], tokenizer, seed=0, step=5, rows=1)
+    (row,) = json.loads(json.dumps(table))["rows"]
+    assert row["tokens"] == [256, *b"hi", 257, 1, 2, 0]
+    assert row["loss_mask"] == [1, 1, 1, 0, 1, 0, 0]
+    assert row["documents"][0] == {
+        "segment": 1,
+        "source": "letters",
+        "document": 0,
+        "length": 4,
+        "tokens": [0, 3],
+        "places": [0, 3],
+        "positions": [0, 3],
+        "targets": 3,
+        "text": "<|begin_of_text|>hi<|end_of_text|>",
+    }

@@ -1,6 +1,6 @@
 """A run's documents and tokenizer, opened; what isn't there yet is made, in the run directory.
 
-<run_dir>/tokenizer/            when the tokenizer is trained on the run's own text
+<run_dir>/tokenizer/            trained on the run's own text, or a copy
 <run_dir>/data/sources/<name>/  a source that is given as text
 <run_dir>/data/held_out/<name>/
 """

@@ -76,9 +76,13 @@ class TiktokenTokenizer:
         """Fills rows."""
         return pad_token(self._special)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Of the ranks, the special tokens, the pattern and the way with long text."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         rest = json.dumps([sorted(self._special.items()), LLAMA3_PATTERN, self.cut_long_text])
         return hashlib.sha256(_model_text(self.ranks) + rest.encode()).hexdigest()[:16]
 

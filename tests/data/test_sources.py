@@ -93,7 +93,8 @@ def test_a_tokenizer_is_trained_once(config, tmp_path):
     from_file = dataclasses.replace(
         config, tokenizer=TokenizerFile(path=str(tmp_path / "run" / "tokenizer"))
     )
-    assert open_tokenizer(from_file, tmp_path / "other").fingerprint == made.fingerprint
+    for _ in range(2):  # the second time the copy is there and is compared
+        assert open_tokenizer(from_file, tmp_path / "other").fingerprint == made.fingerprint
     larger = dataclasses.replace(config, tokenizer=TrainedTokenizer(vocab_size=290))
     with pytest.raises(ConfigError, match=r"tokenizer: .*tokenizer holds another one"):
         open_tokenizer(larger, tmp_path / "run")

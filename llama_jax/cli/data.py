@@ -61,7 +61,7 @@ def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="counted from 0")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="rows of the batch shown")
-    parser.add_argument("--json", action="store_true", help="print the rows' arrays as JSON")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -102,28 +102,23 @@ def _print_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from llama_jax.data.batches import GlobalBatches
-    from llama_jax.data.inspect import show_batch
+    from llama_jax.data.inspect import batch_table, show_batch
     from llama_jax.data.sources import open_documents, open_tokenizer
 
     config = load_run_config(arguments.run, arguments.set)
     run_dir = arguments.run_dir or Path("runs") / Path(arguments.run).stem
     tokenizer = open_tokenizer(config, run_dir)
     documents = open_documents(
-        config.data, "sources", tokenizer, run_dir, workers=1, progress=not arguments.json
-    )
-    if arguments.json:
-        plan = GlobalBatches(config.data, documents, seed=config.seed)
-        batch = plan.batch(arguments.step, range(min(arguments.rows, config.data.batch_size)))
-        print(json.dumps({name: array.tolist() for name, array in batch.items()}))
-        return 0
-    show_batch(
         config.data,
-        documents,
+        "sources",
         tokenizer,
-        Console(),
-        seed=config.seed,
-        step=arguments.step,
-        rows=arguments.rows,
+        run_dir,
+        workers=os.cpu_count() or 1,
+        progress=not arguments.json,
     )
+    wanted = {"seed": config.seed, "step": arguments.step, "rows": arguments.rows}
+    if arguments.json:
+        print(json.dumps(batch_table(config.data, documents, tokenizer, **wanted)))
+    else:
+        show_batch(config.data, documents, tokenizer, Console(), **wanted)
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DataConfig
 from llama_jax.data.batches import GlobalBatches
 from llama_jax.data.documents import Documents
@@ -50,9 +51,12 @@ def show_batch(
       seed: the run's.
       step: which batch, counted from 0 as in training.
       rows: how many; no more than the batch has.
+
+    Raises:
+      ConfigError: a step below 0, or no row.
     """
     plan = GlobalBatches(config, documents, seed=seed)
-    shown = range(min(rows, config.batch_size))
+    shown = _shown_rows(config, step, rows)
     batch = plan.batch(step, shown)
     for row in shown:
         pieces = plan.pieces(step * config.batch_size + row)
@@ -73,9 +77,9 @@ def batch_table(
     step: int,
     rows: int,
 ) -> dict[str, Any]:
-    """The same rows as plain lists and numbers; arguments as `show_batch`."""
+    """The same rows as plain lists and numbers; arguments and errors as `show_batch`."""
     plan = GlobalBatches(config, documents, seed=seed)
-    shown = range(min(rows, config.batch_size))
+    shown = _shown_rows(config, step, rows)
     batch = plan.batch(step, shown)
     table = []
     for row in shown:
@@ -98,6 +102,13 @@ def totals(batch: Batch) -> str:
         f"{segments.size - tokens} padding ({1 - tokens / segments.size:.2%}), "
         f"{int(segments.max(axis=1).sum())} documents or parts of one"
     )
+
+
+def _shown_rows(config: DataConfig, step: int, rows: int) -> range:
+    for name, value, least in (("step", step, 0), ("rows", rows, 1)):
+        if value < least:
+            raise ConfigError(f"{value} is below {least}", key=name)
+    return range(min(rows, config.batch_size))
 
 
 def _borders(

@@ -4,6 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DataConfig, SourceConfig
 from llama_jax.data.documents import InMemoryDocuments
 from llama_jax.data.inspect import batch_table, show_batch
@@ -79,3 +80,12 @@ def test_the_table_holds_arrays_and_borders():
         "targets": 3,
         "text": "<|begin_of_text|>hi<|end_of_text|>",
     }
+
+
+@pytest.mark.parametrize(("step", "rows", "key"), [(-1, 1, "step"), (0, 0, "rows")])
+def test_a_step_or_a_number_of_rows_that_cannot_be_is_named(step, rows, key):
+    config = DataConfig(seq_len=4, batch_size=2, sources=(SourceConfig(name="a", shards="unused"),))
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        batch_table(
+            config, [InMemoryDocuments([[1]])], ByteTokenizer(), seed=0, step=step, rows=rows
+        )

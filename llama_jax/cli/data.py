@@ -104,9 +104,10 @@ def _print_manifest(manifest: Manifest, folder: Path) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from llama_jax.data.inspect import batch_table, show_batch
     from llama_jax.data.sources import open_documents, open_tokenizer
+    from llama_jax.training.run import default_run_dir
 
     config = load_run_config(arguments.run, arguments.set)
-    run_dir = arguments.run_dir or Path("runs") / Path(arguments.run).stem
+    run_dir = arguments.run_dir or default_run_dir(arguments.run)
     tokenizer = open_tokenizer(config, run_dir)
     documents = open_documents(
         config.data,

@@ -45,6 +45,8 @@ PLAN_FILE = "plan.json"
 # workers of a small source, not too many files for a large one.
 _SHARDS_WANTED = 64
 _SHARD_BYTES = (2 * 2**20, 64 * 2**20)
+# Below this, starting processes takes longer than tokenising.
+_ALONE_BYTES = 16 * 2**20
 _PROBLEMS_NAMED = 5
 # Sources up to this size are hashed again before a finished build is taken for theirs; above it
 # the names and sizes of the files have to do.
@@ -67,10 +69,10 @@ def build(
       source: the text.
       tokenizer: must be picklable; each document becomes begin token, ids, end token.
       folder: made if absent; on a local disk.
-      workers: processes that tokenise; 0 and 1 use this one.
+      workers: processes that tokenise; 0 and 1 use this one, as do small sources.
       strict: the first problem ends the build.
       progress: draw a bar on stderr.
-      shard_bytes: text a shard; None chooses by the size of the source.
+      shard_bytes: text a shard; None chooses it, and whether to use workers, by the source's size.
 
     Raises:
       ConfigError: no text at the source's path.
@@ -78,6 +80,8 @@ def build(
         strict.
     """
     corpus = Corpus(source)
+    if shard_bytes is None and corpus.expected_bytes < _ALONE_BYTES:
+        workers = 1
     plan = _make_plan(source, tokenizer, corpus.files, shard_bytes)
     finished = _finished(folder, plan, corpus.files, strict=strict)
     if finished is None:
@@ -101,10 +105,9 @@ def _build(
     from llama_jax.data.build_progress import BuildProgress
 
     problems = Problems(strict=strict)
-    total = sum(file.size for file in corpus.files)
     with (
         ShardPool(folder, tokenizer, plan.dtype, workers) as pool,
-        BuildProgress(total, enabled=progress) as bar,
+        BuildProgress(corpus.expected_bytes, enabled=progress) as bar,
     ):
         for index, texts in enumerate(_shard_texts(corpus, plan.shard_bytes, problems)):
             task = ShardTask.of(index, texts)
@@ -112,6 +115,7 @@ def _build(
             pool.keep(entry) if entry else pool.submit(task)
             bar.update(corpus.bytes_read, index + 1)
         shards = pool.finish()
+        bar.finish()
     if not shards:
         raise DataError(f"{plan.source['path']} holds no document{problems.summary()}")
     return _make_manifest(plan, shards, problems, corpus.files[: corpus.opened])

@@ -44,3 +44,8 @@ class BuildProgress:
     def update(self, bytes_read: int, shards: int) -> None:
         """Show how far reading is; it is at most a few shards ahead of tokenising."""
         self._bar.update(self._task, completed=bytes_read, shards=shards)
+
+    def finish(self) -> None:
+        """Fill the bar: a limit on the text ends it at another size than the files promised."""
+        done = self._bar.tasks[self._task].completed
+        self._bar.update(self._task, total=done, completed=done)

@@ -37,6 +37,12 @@ class Corpus:
         )
         self.opened = self.bytes_read = 0
 
+    @property
+    def expected_bytes(self) -> int:
+        """About how many bytes of files an iteration will read."""
+        size = sum(file.size for file in self.files)
+        return min(size, self._config.max_bytes or size)
+
     def __iter__(self) -> Read:
         self.opened = self.bytes_read = 0
         limit, taken = self._config.max_bytes, 0

@@ -53,7 +53,8 @@ Read = Iterator[Document | Problem]
 class _CompressionError(Exception):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
-        self.reason, self.detail = reason, detail
+        self.reason: Reason = reason
+        self.detail = detail
 
 
 def is_records(file: SourceFile) -> bool:
@@ -117,8 +118,11 @@ def _chunks(stream: BinaryIO, on_bytes: Callable[[int], None]) -> Iterator[bytes
 
 
 class _Decompressor(Protocol):
-    eof: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, /) -> bytes: ...
 

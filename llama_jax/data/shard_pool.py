@@ -160,7 +160,8 @@ def finished_shard(folder: Path, task: ShardTask) -> ShardEntry | None:
 def is_whole(folder: Path, shard: ShardEntry) -> bool:
     """Whether both files of a shard hold the bytes that its entry says."""
     pairs = ((RECORDS, shard.sha256), (LENGTHS, shard.lengths_sha256))
-    return all(_hash(folder / (shard.name + end)) == wanted for end, wanted in pairs)
+    paths = [(folder / (shard.name + end), wanted) for end, wanted in pairs]
+    return all(path.is_file() and _hash(path) == wanted for path, wanted in paths)
 
 
 def remove_entries(folder: Path) -> None:
@@ -175,12 +176,9 @@ def remove_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hash(path: Path) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _make_processes(maker: ShardMaker, workers: int) -> concurrent.futures.ProcessPoolExecutor:

@@ -47,13 +47,16 @@ def select_platform(platform: Platform | None) -> None:
     """
     if platform is None:
         return
-    jax.config.update("jax_platforms", "cuda,rocm" if platform == "gpu" else platform)
+    # By name JAX wants CUDA or ROCm and fails on the one that is absent, so it has to choose; the
+    # host's CPU stays at hand beside a TPU.
+    chosen = {"gpu": "", "tpu": "tpu,cpu", "cpu": "cpu"}[platform]
+    jax.config.update("jax_platforms", chosen)
     try:
         found = jax.devices()[0].platform
     except RuntimeError as error:
         raise PlatformError(_absent(platform, str(error))) from None
     if found != platform:
-        raise PlatformError(_absent(platform, f"JAX has already started on {found}"))
+        raise PlatformError(_absent(platform, f"JAX runs on {found}"))
 
 
 def describe_devices() -> str:

@@ -109,9 +109,6 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> Inputs:
     if isinstance(config.tokenizer, TrainedTokenizer) and not (folder / TOKENIZER).exists():
         say(f"training a tokenizer of {config.tokenizer.vocab_size} tokens")
     tokenizer = open_tokenizer(config, folder)
-    if not (folder / TOKENIZER).exists():
-        # A copy of one that was given: the run directory then holds all that its model needs.
-        tokenizer.save(folder / TOKENIZER)
     return Inputs(
         tokenizer,
         _open(config, "sources", tokenizer, folder, say),

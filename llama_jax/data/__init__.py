@@ -1,0 +1,1 @@
+"""Text to tokenised shards, shards to packed batches, and batches to devices."""

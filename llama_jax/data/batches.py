@@ -12,7 +12,7 @@ from typing import Any
 import grain
 
 from llama_jax.config.run import DataConfig
-from llama_jax.data.documents import ChainedDocuments, DataError, Documents
+from llama_jax.data.documents import ChainedDocuments, DataError, Documents, RecentDocuments
 from llama_jax.data.mixture import Mixture
 from llama_jax.data.packing import OnePass, Piece, make_packing
 from llama_jax.data.read_ahead import read_ahead
@@ -20,6 +20,8 @@ from llama_jax.data.rows import Batch, pack_rows, text_bytes
 
 # Grain's datasets have a length; this one is longer than any run.
 ENDLESS = 2**62
+# Of documents kept in memory by each process that reads.
+KEPT_BYTES = 128 * 2**20
 
 
 class GlobalBatches:
@@ -38,6 +40,7 @@ class GlobalBatches:
         """
         self._batch_size, self._seq_len = config.batch_size, config.seq_len
         self.documents = ChainedDocuments(documents)
+        self._recent = RecentDocuments(self.documents, KEPT_BYTES)
         self._packings, self._first_documents, first = [], [], 0
         for source, part in zip(config.sources, documents, strict=True):
             try:
@@ -54,7 +57,7 @@ class GlobalBatches:
     def batch(self, step: int, rows: Sequence[int]) -> Batch:
         """These rows, counted within the batch, of the global batch of a step."""
         first = step * self._batch_size
-        return pack_rows([self.pieces(first + row) for row in rows], self.documents, self._seq_len)
+        return pack_rows([self.pieces(first + row) for row in rows], self._recent, self._seq_len)
 
     def pieces(self, row: int) -> list[Piece]:
         """What stands in a row of the global stream; documents are numbered over all sources."""
@@ -72,7 +75,8 @@ class Batches(Iterator[Batch]):
     def __init__(
         self, ahead: "grain.DatasetIterator[Batch]", next_step: int, fingerprint: str
     ) -> None:
-        self._ahead, self._next_step, self._fingerprint = ahead, next_step, fingerprint
+        self._ahead: Iterator[Batch] = ahead
+        self._next_step, self._fingerprint = next_step, fingerprint
 
     def __next__(self) -> Batch:
         batch = next(self._ahead)
@@ -85,8 +89,10 @@ class Batches(Iterator[Batch]):
         return {"next_step": self._next_step, "fingerprint": self._fingerprint}
 
     def close(self) -> None:
-        """Stop reading ahead and end the worker processes."""
-        self._ahead.close()
+        """Stop reading ahead and end the worker processes; there are no more batches then."""
+        ahead, self._ahead = self._ahead, iter(())
+        if isinstance(ahead, grain.DatasetIterator):
+            ahead.close()
 
 
 def make_batches(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,17 +12,22 @@ class DataError(ValueError):
 
 
 class Documents(Protocol):
-    """Numbered documents of token ids, each with its end marks already in place.
+    """Numbered documents of token ids, each with its end marks already in place."""
 
-    Attributes:
-      lengths: tokens of each document; reading it touches no record.
-      text_bytes: UTF-8 bytes of text that each document was made from.
-      fingerprint: differs when any token differs; positions saved in checkpoints carry it.
-    """
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document; reading it touches no record."""
+        ...
 
-    lengths: np.ndarray
-    text_bytes: np.ndarray
-    fingerprint: str
+    @property
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text that each document was made from."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs when any token differs; positions saved in checkpoints carry it."""
+        ...
 
     def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """The token ids of these documents, in this order; repeats are allowed."""
@@ -76,3 +81,51 @@ class ChainedDocuments:
             for place, document in zip(places, tokens, strict=True):
                 found[place] = document
         return found
+
+
+class RecentDocuments:
+    """Keeps the documents read last, up to a number of bytes; not for use from several threads.
+
+    Rows are shuffled, so the rows of a long document come at different times: without this a
+    book would be read and decompressed whole for each of them.
+    """
+
+    def __init__(self, documents: Documents, limit_bytes: int) -> None:
+        self._documents, self._limit_bytes = documents, limit_bytes
+        self._kept: dict[int, np.ndarray] = {}  # the longest unused first
+        self._kept_bytes = 0
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document."""
+        return self._documents.lengths
+
+    @property
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text of each document."""
+        return self._documents.text_bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the documents."""
+        return self._documents.fingerprint
+
+    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The token ids of these documents; one read for all that aren't kept."""
+        missing = sorted(set(numbers) - self._kept.keys())
+        found = {number: self._kept[number] for number in numbers if number in self._kept}
+        if missing:
+            found |= zip(missing, self._documents.read(missing), strict=True)
+        for number, tokens in found.items():
+            self._keep(number, tokens)
+        return [found[number] for number in numbers]
+
+    def _keep(self, number: int, tokens: np.ndarray) -> None:
+        if self._kept.pop(number, None) is None:
+            self._kept_bytes += tokens.nbytes
+        self._kept[number] = tokens
+        while self._kept_bytes > self._limit_bytes:
+            self._kept_bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}

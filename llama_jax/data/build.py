@@ -34,6 +34,7 @@ from llama_jax.data.shard_pool import (
     ShardPool,
     ShardTask,
     finished_shard,
+    has_entries,
     is_whole,
     remove_entries,
     remove_temporary,
@@ -181,16 +182,16 @@ def _make_plan(
 
 
 def _claim(folder: Path, plan: Plan) -> None:
-    """Write down what is built here, or check that it is the same as what was begun here."""
+    """Write down what is built here; it has to be what was begun here, if a shard was finished."""
     remove_temporary(folder)
     path = folder / PLAN_FILE
-    if path.exists():
+    if path.exists() and has_entries(folder):
         try:
-            _check_same(Plan(**json.loads(path.read_text(encoding="utf-8"))), plan, folder)
-        except (TypeError, json.JSONDecodeError) as error:
+            before = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
             raise DataError(f"{path}: not a plan of a build: {error}") from None
-    else:
-        write_json(path, dataclasses.asdict(plan))
+        _check_same(before, plan, folder)
+    write_json(path, dataclasses.asdict(plan))
 
 
 def _check_same(before: Plan, now: Plan, folder: Path) -> None:

@@ -42,7 +42,7 @@ class SourceFile:
 def list_files(config: TextConfig) -> list[SourceFile]:
     """The files of `config.path` in the order of their names, before any part is chosen.
 
-    Files and folders of a directory whose names start with a dot are left out.
+    In a directory, names that start with a dot are left out, and links to folders are not followed.
 
     Raises:
       ConfigError: nothing there, or no file with one of the suffixes.
@@ -101,7 +101,7 @@ def _files_at(config: TextConfig) -> Iterator[SourceFile]:
     elif any(sign in root for sign in "*?["):
         folder = _folder_of_glob(root)
         for path, info in file_system.glob(root, detail=True).items():
-            if info["type"] == "file":
+            if _is_file(file_system, info):
                 name = _relative(path, folder)
                 yield SourceFile(name, unstrip(path), int(info["size"]), name)
     else:
@@ -123,8 +123,14 @@ def _find(file_system: Any, root: str) -> Iterator[tuple[str, int]]:
         for name in [name for name in folders if name.startswith(".")]:
             del folders[name]  # in place: not walked
         for name, info in files.items():
-            if not name.startswith(".") and info["type"] == "file":
+            if not name.startswith(".") and _is_file(file_system, info):
                 yield info["name"], int(info["size"] or 0)
+
+
+def _is_file(file_system: Any, info: dict[str, Any]) -> bool:
+    # A link to nothing counts: reading will name it. Pipes and devices would block.
+    is_link = info.get("islink", False)
+    return info["type"] == "file" or (is_link and not file_system.isdir(info["name"]))
 
 
 def _folder_of_glob(pattern: str) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import wait
@@ -170,6 +171,11 @@ def remove_entries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def has_entries(folder: Path) -> bool:
+    """Whether an unfinished build has left any shard to go on from."""
+    return any(folder.glob(f"*{_ENTRY}"))
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove files that a killed build was writing."""
     for path in folder.glob(".tmp-*"):
@@ -197,6 +203,8 @@ _worker_maker: ShardMaker | None = None
 def _start_worker(maker: ShardMaker) -> None:
     global _worker_maker
     _worker_maker = maker
+    # Ctrl-C is the parent's to handle; it ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -260,6 +260,23 @@ def test_strict_fails_at_the_first_problem_even_when_built_before(faulty, tmp_pa
         build(faulty, ByteTokenizer(), tmp_path / "out", **strict)
 
 
+def test_a_build_that_made_nothing_leaves_the_folder_to_the_next_try(faulty, tmp_path):
+    wrong = TextConfig(path=faulty.path, text_field="body")
+    with pytest.raises(DataError, match="holds no document"):
+        build(wrong, ByteTokenizer(), tmp_path / "out", **QUIET)
+    assert build(faulty, ByteTokenizer(), tmp_path / "out", **QUIET).documents == 2
+
+
+def test_a_begun_build_refuses_another_source(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as context:
+        context.setattr("llama_jax.data.build.save_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(corpus, ByteTokenizer(), out, **QUIET)
+    with pytest.raises(DataError, match=r"built with shard_bytes \d+, not 5000"):
+        build(corpus, ByteTokenizer(), out, **QUIET, shard_bytes=5000)
+
+
 def test_no_document_at_all_is_an_error_that_says_why(tmp_path):
     (tmp_path / "a.txt").write_text(" ")
     with pytest.raises(DataError, match=r"holds no document; skipped: 1 empty_document"):

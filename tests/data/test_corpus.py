@@ -42,6 +42,20 @@ def test_a_directory_is_read_in_the_order_of_names_and_by_suffix(tmp_path):
     assert read(tmp_path, suffixes=(".py",))[0] == [("b/one.py", None, "x = 1\r\n")]
 
 
+@pytest.mark.parametrize("pattern", ["", "/*.txt"])
+def test_links_to_files_are_read_and_dead_ones_named_and_folders_not_followed(tmp_path, pattern):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("linked")
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "a.txt").symlink_to("../real/a.txt")
+    (links / "dead.txt").symlink_to("nowhere")
+    (links / "loop.txt").symlink_to(".")
+    documents, problems = read(f"{links}{pattern}")
+    assert documents == [("a.txt", None, "linked")]
+    assert problems == [("dead.txt", None, "unreadable_file")]
+
+
 def test_a_glob_takes_what_it_matches(tmp_path):
     for name in ("a.txt", "b.txt", "c.md"):
         (tmp_path / name).write_text(name)

@@ -76,7 +76,7 @@ def make_train_step(
         share = 1.0 / jnp.where(tokens > 0, tokens, 1.0)
         means = {name: value * share for name, value in sums.items() if name != "tokens"}
         grads = jax.tree.map(lambda grad: grad * share, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         # A non-finite gradient anywhere makes the norm non-finite, at no cost of its own.
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
         updated = finite & (tokens > 0)
@@ -101,7 +101,7 @@ def make_train_step(
             **means,
             "tokens": tokens,
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(new_state.params),
+            "param_norm": optax.tree.norm(new_state.params),
             "learning_rate": rate,
             "skipped": ~updated,
             "skipped_steps": new_state.skipped_steps,

@@ -294,5 +294,8 @@ def _printer(console: Console) -> Say:
 
 
 def default_run_dir(name: str) -> Path:
-    """`runs/<name>` in the working directory, for a run's file or shipped name."""
-    return Path("runs") / Path(name).stem
+    """`runs/<name>` for a run's file or shipped name; of a run's own `config.toml`, its folder."""
+    path = Path(name)
+    if path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
+        return path.parent
+    return Path("runs") / path.stem

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from llama_jax.cli.main import main
+from llama_jax.training.run import default_run_dir
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,11 @@ def test_a_changed_field_reaches_the_batch(run_dir, capsys):
 def test_a_step_below_0_is_a_bad_argument(run_dir, capsys):
     assert inspect(run_dir, "--step", "-1") == 2
     assert capsys.readouterr().err == "llama-jax: error: step: -1 is below 0\n"
+
+
+def test_the_config_in_a_run_directory_is_inspected_where_it_is(tmp_path):
+    (tmp_path / "config.toml").touch()
+    assert default_run_dir(str(tmp_path / "config.toml")) == Path("runs/config")
+    (tmp_path / "run.json").touch()
+    assert default_run_dir(str(tmp_path / "config.toml")) == tmp_path
+    assert default_run_dir("quickstart") == Path("runs/quickstart")

@@ -15,10 +15,6 @@ from llama_jax.config.run import DType, ExecutionConfig
 from llama_jax.models.init import Path
 from llama_jax.models.llama import Llama
 
-# Arrays of the parameters' shapes that an optimizer keeps. Adafactor's two moments are one row
-# and one column a matrix, which is next to nothing.
-OPTIMIZER_MOMENTS = {"adamw": 2.0, "lion": 1.0, "muon": 1.0, "adafactor": 0.0}
-
 
 @functools.lru_cache(maxsize=64)
 def param_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
@@ -64,11 +60,26 @@ def param_bytes(config: ModelConfig, dtype: DType) -> int:
 
 
 def optimizer_bytes(config: ModelConfig, kind: str, dtype: DType) -> int:
-    """Bytes of an optimizer's moments, kept in the parameters' dtype (see OPTIMIZER_MOMENTS)."""
-    return int(OPTIMIZER_MOMENTS[kind] * param_bytes(config, dtype))
+    """Bytes of an optimizer's moments, which have the shapes and dtype of the parameters.
+
+    AdamW keeps two, Lion one, Muon one for the layers' matrices and Adam's two for the rest.
+    Adafactor's rows and columns are counted as nothing: they are under a hundredth.
+    """
+    total, matrices = param_count(config), _layer_matrix_params(config)
+    kept = {
+        "adamw": 2 * total,
+        "lion": total,
+        "muon": 2 * total - matrices,
+        "adafactor": 0,
+    }
+    return kept[kind] * jnp.dtype(dtype).itemsize
 
 
 def cache_bytes(config: ModelConfig, batch_size: int, cache_len: int, dtype: DType) -> int:
     """Bytes of the key-value cache: 2 L K H for each place of each sequence."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return per_token * batch_size * cache_len * jnp.dtype(dtype).itemsize
+
+
+def _layer_matrix_params(config: ModelConfig) -> int:
+    return matmul_params(config) - config.vocab_size * config.embed_dim

@@ -170,7 +170,9 @@ def test_blockwise_memory_grows_with_the_length_not_with_its_square():
         def abstract(q, k, v, ids_BT):
             return step(q, k, v, ids_BT)
 
-        return jax.jit(abstract).lower(x, x, x, ids_BT).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(abstract).lower(x, x, x, ids_BT).compile().memory_analysis().temp_size_in_bytes
+        )
 
     short, long = (temporary_bytes(blocks_of(128), T) for T in (1024, 4096))
     assert long < 4.5 * short

@@ -75,12 +75,14 @@ def test_without_a_mesh_everything_is_local():
     x = jnp.ones((3, 5))
     assert rules.lay_out(x, ("batch", "vocab")) is x
     assert rules.out_spec(("batch", "vocab"), (3, 5)) is None
-    run = rules.on_shards(lambda x: (x + rules.shard_index("vocab")), [("batch", "vocab")], ())
+    run = rules.on_shards(lambda x: x + rules.shard_index("vocab"), [("batch", "vocab")], ())
     np.testing.assert_array_equal(run(x), x)
     assert rules.axis_size("vocab") == 1
 
 
-@pytest.mark.parametrize(("heads", "tensor", "copies"), [(8, 4, 1), (2, 4, 2), (1, 8, 8), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("heads", "tensor", "copies"), [(8, 4, 1), (2, 4, 2), (1, 8, 8), (3, 2, 2)]
+)
 def test_kv_heads_are_repeated_until_the_tensor_axis_splits_them(heads, tensor, copies):
     with jax.set_mesh(make_mesh(MeshConfig(tensor=tensor))):
         assert rules.kv_head_copies(heads) == copies

@@ -1,0 +1,133 @@
+"""Sharded = unsharded on every mesh of eight, and the layouts that it rests on."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from tiny_models import CONFIG, F32, TIED, make, packed_batch, params_of
+
+from llama_jax.config.loading import ConfigError
+from llama_jax.config.run import MeshConfig
+from llama_jax.models.init import abstract_model
+from llama_jax.sharding.mesh import make_mesh
+
+MESHES = {
+    "1x8": MeshConfig(data=1, fsdp=8),
+    "2x4": MeshConfig(data=2, fsdp=4),
+    "4x2": MeshConfig(data=4, fsdp=2),
+    "8x1": MeshConfig(data=8, fsdp=1),
+    "tensor 2": MeshConfig(fsdp=4, tensor=2),
+    "tensor 4, over the 2 kv heads": MeshConfig(fsdp=2, tensor=4),
+    "tensor 8, over the 2 kv heads": MeshConfig(fsdp=1, tensor=8),
+    "context 2": MeshConfig(fsdp=4, context=2),
+    "all axes": MeshConfig(data=2, fsdp=1, context=2, tensor=2),
+}
+TOLERANCE = 3e-6  # relative to the largest value: float32 sums in another order
+
+
+@functools.cache
+def unsharded(config):
+    model, mesh = make(config)
+    batch = packed_batch(8, 16)
+    logits = tiny_models.logits(model, mesh, batch)
+    return params_of(model), logits, tiny_models.loss_and_grads(model, mesh, batch)
+
+
+def close(got, wanted, name):
+    np.testing.assert_allclose(got, wanted, atol=TOLERANCE * np.abs(wanted).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("attention", ["reference", "blockwise"])
+def test_logits_loss_and_gradients_are_those_of_one_device(name, attention):
+    config = TIED if attention == "blockwise" else CONFIG
+    params, logits, (loss, grads) = unsharded(config)
+    execution = dataclasses.replace(F32, attention=attention)
+    model, mesh = make(config, execution, MESHES[name], devices=8)
+    for key, value in params_of(model).items():
+        np.testing.assert_array_equal(value, params[key], err_msg=key)  # same initial weights
+    batch = packed_batch(8, 16)
+    if attention == "reference":
+        real_BT = batch["segment_ids"] != 0
+        close(tiny_models.logits(model, mesh, batch)[real_BT], logits[real_BT], "logits")
+    got_loss, got_grads = tiny_models.loss_and_grads(model, mesh, batch)
+    assert got_loss == pytest.approx(loss, rel=1e-6)
+    assert got_grads.keys() == grads.keys()
+    for key, grad in grads.items():
+        close(got_grads[key], grad, key)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_initial_weights_are_the_same_on_fewer_devices(devices):
+    params, *_ = unsharded(CONFIG)
+    for mesh in (MeshConfig(), MeshConfig(fsdp=1, tensor=devices)):
+        model, _ = make(mesh=mesh, devices=devices)
+        for key, value in params_of(model).items():
+            np.testing.assert_array_equal(value, params[key], err_msg=key)
+
+
+def test_parameters_lie_by_the_table_and_gradients_like_them():
+    model, mesh = make(mesh=MeshConfig(fsdp=2, tensor=4), devices=8)
+    graphdef, params = nnx.split(model)
+    batch = packed_batch(8, 16)
+    with jax.set_mesh(mesh):
+        grads = jax.jit(
+            jax.grad(lambda p: tiny_models.forward(nnx.merge(graphdef, p), batch).sum())
+        )(params)
+    for state in (params, grads):
+        specs = {
+            ".".join(map(str, path)): leaf[...].sharding.spec
+            for path, leaf in nnx.to_flat_state(state)
+        }
+        assert specs == {
+            "embedding": P("tensor", "fsdp"),
+            "lm_head": P("fsdp", "tensor"),
+            "final_norm.scale": P(None),
+            "layers.attn_norm.scale": P(None, None),
+            "layers.mlp_norm.scale": P(None, None),
+            "layers.attention.q_proj": P(None, "fsdp", "tensor", None),
+            "layers.attention.k_proj": P(None, "fsdp", None, None),
+            "layers.attention.v_proj": P(None, "fsdp", None, None),
+            "layers.attention.o_proj": P(None, "tensor", None, "fsdp"),
+            "layers.mlp.gate_proj": P(None, "fsdp", "tensor"),
+            "layers.mlp.up_proj": P(None, "fsdp", "tensor"),
+            "layers.mlp.down_proj": P(None, "tensor", "fsdp"),
+        }
+
+
+def test_abstract_models_have_the_real_shapes_dtypes_and_shardings_without_memory():
+    execution = dataclasses.replace(F32, param_dtype="bfloat16")
+    mesh_config = MeshConfig(data=2, fsdp=2, tensor=2)
+    model, mesh = make(CONFIG, execution, mesh_config, devices=8)
+    graphdef, abstract = abstract_model(CONFIG, execution, mesh)
+    real_graphdef, real = nnx.split(model)
+    assert graphdef == real_graphdef
+    pairs = zip(nnx.to_flat_state(abstract), nnx.to_flat_state(real), strict=True)
+    for (path, a), (same_path, b) in pairs:
+        assert path == same_path
+        assert isinstance(a.get_value(), jax.ShapeDtypeStruct)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert a.get_value().sharding == b.get_value().sharding
+
+
+def test_heads_that_the_tensor_axis_does_not_divide_are_refused_by_name():
+    config = dataclasses.replace(CONFIG, num_heads=6)
+    with pytest.raises(ConfigError, match=r"q_proj: dim 'q_heads' has size 6, .* tensor of 4"):
+        make(config, mesh=MeshConfig(fsdp=2, tensor=4), devices=8)
+
+
+def test_eight_kv_heads_on_a_16_way_tensor_axis_are_whole_on_every_device():
+    mesh = jax.sharding.AbstractMesh(
+        (1, 1, 1, 16), ("data", "fsdp", "context", "tensor"), (jax.sharding.AxisType.Explicit,) * 4
+    )
+    from llama_jax.sharding.rules import param_spec
+
+    assert param_spec(("embed", "kv_heads", "head_dim"), (64, 8, 4), mesh, "k") == P(
+        "fsdp", None, None
+    )
+    assert make_mesh(MeshConfig()).shape["tensor"] == 1

@@ -47,7 +47,8 @@ def test_an_installed_wheel_finds_models_by_name_and_trains_two_steps(wheel, tmp
     assert run(python, "-c", found, cwd=tmp_path, env=clean).strip() == "14336"
 
     command = [tmp_path / "env" / "bin" / "llama-jax", "train", "tiny", "--run-dir", "run"]
-    run(*command, "--set", "training.steps=2", "--set", "schedule.warmup_steps=0", cwd=tmp_path, env=clean)
+    overrides = ["--set", "training.steps=2", "--set", "schedule.warmup_steps=0"]
+    run(*command, *overrides, cwd=tmp_path, env=clean)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
     assert steps == [1, 2]

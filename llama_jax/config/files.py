@@ -35,7 +35,9 @@ def find_config(name: str, folder: str) -> Path:
         raise ConfigError("no such file", source=name)
     shipped = {file.stem: file for file in sorted((shipped_configs() / folder).rglob("*.toml"))}
     if name not in shipped:
-        raise ConfigError(f"no such file or shipped config{nearest(name, list(shipped))}", source=name)
+        raise ConfigError(
+            f"no such file or shipped config{nearest(name, list(shipped))}", source=name
+        )
     return shipped[name]
 
 

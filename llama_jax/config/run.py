@@ -59,8 +59,12 @@ class TextConfig:
     # Field of .jsonl and Parquet records.
     text_field: str = "text"
     # Suffixes taken from a directory.
-    suffixes: tuple[str, ...] = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-    # Which part of the files: whole top-level modules or files are kept aside by a hash of the name.
+    suffixes: tuple[str, ...] = (
+        *(".txt", ".md", ".py"),
+        *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+        ".parquet",
+    )
+    # Files, or whole top-level modules of `stdlib`, are kept aside by a hash of their name.
     part: Literal["all", "train", "held_out"] = "all"
     held_out_fraction: Annotated[float, Fraction] = 0.05
     # Stop after this many bytes of text; None takes all.
@@ -245,7 +249,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save, and what to keep: the last `keep_last`, every n-th, the best by held-out loss."""
+    """When to save; what to keep: the last ones, every n-th, the best by held-out loss."""
 
     every: Annotated[int, Positive] = 1000  # steps; the last step is always saved
     keep_last: Annotated[int, Positive] = 2

@@ -1,0 +1,1 @@
+"""The training state, the jitted step, the one loop, and the wiring of a run."""

@@ -9,6 +9,7 @@ checkpoints/  state and data position         result.json    the figures of the 
 
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def train(config: RunConfig, run_dir: epath.PathLike, console: Console) -> Outco
       TrainingError, CheckpointError, DataError, TokenizerError: one line each.
     """
     begun_s = time.perf_counter()
-    run_dir = epath.Path(run_dir)
+    run_dir = absolute(run_dir)
     say = _printer(console)
     mesh = make_mesh(config.mesh)
     with (
@@ -291,6 +292,12 @@ def _printer(console: Console) -> Say:
             console.print(message, highlight=False, soft_wrap=True, markup=False)
 
     return say
+
+
+def absolute(run_dir: epath.PathLike) -> epath.Path:
+    """The folder by its full path, as Orbax asks; an object store's address stays as it is."""
+    name = os.fspath(run_dir)
+    return epath.Path(name if "://" in name else Path(name).resolve())
 
 
 def default_run_dir(name: str) -> Path:

@@ -42,7 +42,7 @@ def test_a_dim_that_does_not_divide_is_named_with_the_sizes_that_would_fit():
 def test_a_batch_that_does_not_divide_names_both_axes():
     with (
         jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=4))),
-        pytest.raises(ConfigError, match="batch: dim 'batch' has size 6, .* data x fsdp of 8"),
+        pytest.raises(ConfigError, match=r"batch: dim 'batch' has size 6, .* data x fsdp of 8"),
     ):
         rules.act_spec(("batch", "length"), (6, 16), "batch")
 

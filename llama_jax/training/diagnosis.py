@@ -1,4 +1,4 @@
-"""What this machine has, and what is wrong with it: the facts and findings of `llama-jax doctor`."""
+"""What this machine has and what is wrong with it: facts and findings of `llama-jax doctor`."""
 
 import os
 import re
@@ -94,7 +94,7 @@ def late_xla_flags() -> str | None:
     )
 
 
-def _device_facts(device: jax.Device) -> dict[str, Any]:
+def _device_facts(device: Any) -> dict[str, Any]:
     stats = device.memory_stats() or {}
     return {
         "id": device.id,

@@ -114,8 +114,10 @@ def test_a_run_killed_at_20_random_moments_ends_bit_equal_to_the_uninterrupted(
         process.kill()
         process.wait()
         if (run_dir / "checkpoints").exists():
-            whole = [p / "commit_success.txt" for p in (run_dir / "checkpoints").iterdir()]
-            saves_under_way += not all(path.exists() for path in whole)
+            # A name that doesn't end in a number, or no mark of completeness: half a checkpoint.
+            folders = list((run_dir / "checkpoints").iterdir())
+            whole = [p for p in folders if (p / "commit_success.txt").exists()]
+            saves_under_way += any(p.name.startswith("step_") for p in set(folders) - set(whole))
     # One that came too late found the run done; the last three start from step 57 or so.
     assert kills >= 17
     print(f"{kills} kills, {saves_under_way} of them with a save under way")

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -171,7 +172,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), run=ocp.args.JsonRestore()
         )
-        found = self._manager.restore(step, args=items)
+        found: Any = self._manager.restore(step, args=items)
         leaves = [_checked(name, found.state[name], leaf) for name, leaf in wanted.items()]
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return Restored(step, state, found.run["position"])
@@ -181,7 +182,8 @@ class Checkpoints:
         for step in self.steps():
             try:
                 items = ocp.args.Composite(run=ocp.args.JsonRestore())
-                loss = self._manager.restore(step, args=items).run["held_out_loss"]
+                found: Any = self._manager.restore(step, args=items)
+                loss = found.run["held_out_loss"]
             except Exception:
                 continue  # damaged; restore_latest will say so if that step matters
             if loss is not None:
@@ -291,7 +293,7 @@ def _checked(name: str, leaf: Any, wanted: Any) -> Any:
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return tuple(jax.eval_shape(jax.random.key_data, leaf).shape)
     return tuple(leaf.shape)
 

@@ -16,7 +16,7 @@ from llama_jax.config.run import RunConfig
 
 
 def shipped_configs() -> Path:
-    """The folder of shipped configs: `configs/` in a checkout, inside the package when installed."""
+    """The folder of shipped configs: in a checkout `configs/`, in a wheel inside the package."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"

@@ -16,14 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 Config = typing.TypeVar("Config")
 
 
 class ConfigError(ValueError):
     """A configuration that can't be used. `str(error)` is one line: source, key, what is wrong."""
 
-    def __init__(self, message: str, *, key: str = "", source: str = ""):
+    def __init__(self, message: str, *, key: str = "", source: str = "") -> None:
         self.message, self.key, self.source = message, key, source
         super().__init__(": ".join(part for part in (source, key, message) if part))
 
@@ -242,13 +241,6 @@ def _convert_item(hint: Any, index: int, value: Any, source: str) -> Any:
 def _convert_union(members: list[Any], value: Any, source: str) -> Any:
     if len(members) == 1:
         return _convert(members[0], value, source)
-    if not all(dataclasses.is_dataclass(m) for m in members):
-        for member in members:
-            try:
-                return _convert(member, value, source)
-            except ConfigError as error:
-                last = error
-        raise last
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a table, got {_type_name(value)}", source=source)
     kinds = {_kind_of(member): member for member in members}

@@ -22,7 +22,7 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Frequency-dependent scaling of Llama 3.1 and later (llama-models, `models/llama3/model.py`)."""
+    """Scaling by frequency of Llama 3.1 and later (llama-models, `models/llama3/model.py`)."""
 
     factor: Annotated[float, Positive]
     original_max_seq_len: Annotated[int, Positive]

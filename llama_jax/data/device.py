@@ -13,7 +13,9 @@ from llama_jax.sharding.rules import axis_size, batch_sharding
 
 
 def host_rows(
-    mesh: Mesh, batch_size: int, devices: Sequence[jax.Device] | None = None
+    mesh: Mesh,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> np.ndarray:
     """The rows of a global batch that stand on this host's devices, increasing.
 

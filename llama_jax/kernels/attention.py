@@ -10,10 +10,10 @@ from typing import Literal
 
 import jax
 
-from llama_jax.kernels.blockwise import blockwise_attention
+from llama_jax.kernels.blockwise import SHORT_BLOCK, blockwise_attention
 from llama_jax.kernels.masks import place_in_row
 from llama_jax.kernels.reference import reference_attention
-from llama_jax.sharding.rules import on_shards, shard_index
+from llama_jax.sharding.rules import axis_size, on_shards, shard_index
 
 Backend = Callable[..., jax.Array]
 
@@ -23,9 +23,9 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference_attention,
     "blockwise": blockwise_attention,
 }
-# From this many keys on, all scores at once cost more memory than a layer's weights and
-# activations: 8 heads x 2048 x 2048 float32 is 128 MiB a sequence.
-BLOCKWISE_FROM = 2048
+# A shorter row is less than two blocks: blocks would have nothing to skip. From here on the
+# blockwise backend is faster (CPU, forward and backward) and keeps no T x S array.
+BLOCKWISE_FROM = 2 * SHORT_BLOCK
 
 
 def choose_backend(name: Literal["auto", "reference", "blockwise"], kv_len: int) -> str:
@@ -62,14 +62,18 @@ def attention(
         q_segment_ids_BT: jax.Array,
         kv_segment_ids_BS: jax.Array,
     ) -> jax.Array:
-        first_row = shard_index("length") * q_BTNH.shape[1]
+        # Split over context, this shard's queries start further down the row.
+        order_BT = None
+        if axis_size("length") > 1:
+            first = shard_index("length") * q_BTNH.shape[1]
+            order_BT = first + place_in_row(q_segment_ids_BT)
         return chosen(
             q_BTNH,
             k_BSKH,
             v_BSKH,
             q_segment_ids_BT=q_segment_ids_BT,
             kv_segment_ids_BS=kv_segment_ids_BS,
-            q_order_BT=first_row + place_in_row(q_segment_ids_BT),
+            q_order_BT=order_BT,
         )
 
     queries = ("batch", "length", "q_heads", "head_dim")

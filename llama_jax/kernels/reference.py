@@ -7,7 +7,7 @@ Memory is O(T * S) a head; `blockwise` is for long sequences.
 import jax
 import jax.numpy as jnp
 
-from llama_jax.kernels.masks import visible
+from llama_jax.kernels.masks import place_in_row, visible
 
 # Far below any real score, and finite, so that a row with nothing to see has no NaN anywhere.
 MASKED = -1e30
@@ -20,14 +20,17 @@ def reference_attention(
     *,
     q_segment_ids_BT: jax.Array,
     kv_segment_ids_BS: jax.Array,
-    q_order_BT: jax.Array,
+    q_order_BT: jax.Array | None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(H)) v over the visible keys; exactly 0 where there are none."""
+    """softmax(q k^T / sqrt(H)) v over the visible keys; exactly 0 where there are none.
+
+    Args:
+      q_order_BT: place of each query among the keys of its row; None for 0, 1, 2, ... (T = S).
+    """
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    mask_BTS = visible(
-        q_segment_ids_BT, kv_segment_ids_BS, q_order_BT, jnp.arange(S, dtype=jnp.int32)
-    )
+    order_BT = place_in_row(q_segment_ids_BT) if q_order_BT is None else q_order_BT
+    mask_BTS = visible(q_segment_ids_BT, kv_segment_ids_BS, order_BT, jnp.arange(S))
     # One batched matmul a key-value head, its G query heads stacked as rows: XLA's CPU backend
     # runs this several times faster than an einsum with a separate G dim, and nothing repeats k.
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)

@@ -10,7 +10,8 @@ Letters: B batch, T length, D model width, V vocabulary; C tokens of a chunk, M 
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,8 @@ def chunked_cross_entropy(
       of the tokens whose target has the largest logit).
     """
     arrays = _lay_out(x_BTD, head_DV, targets_BT, weights_BT)
-    loss, totals = _cross_entropy(*arrays, z_loss, chunk_size)
+    result: Any = _cross_entropy(*arrays, z_loss, chunk_size)
+    loss, totals = result
     return loss, jax.lax.stop_gradient(totals._asdict())
 
 
@@ -126,11 +128,12 @@ def _on_shards(
     x_spec, head_spec, tokens_spec, _ = (jax.typeof(array).sharding.spec for array in arrays)
     layout = _Layout(_axes(*tokens_spec), _axes(head_spec[1]))
     gradients = _Gradients(x_spec, head_spec, tokens_spec) if with_gradients else None
+    scalars: Any = [PartitionSpec()] * 4
     return jax.shard_map(
         functools.partial(_local, layout=layout, **options),
         mesh=sharding.mesh,
         in_specs=(x_spec, head_spec, tokens_spec, tokens_spec),
-        out_specs=(_Totals(*[PartitionSpec()] * 4), gradients),
+        out_specs=(_Totals(*scalars), gradients),
     )(*arrays)
 
 
@@ -163,7 +166,13 @@ def _local(
     return totals, _Gradients(dx_BTD, _psum(dhead_DV, layout.token_axes), dweights_BT)
 
 
-def _accumulate(chunk, chunks, head_DV, layout, with_gradients):  # noqa: ANN001, ANN202
+def _accumulate(
+    chunk: Callable[..., Any],
+    chunks: tuple[jax.Array, ...],
+    head_DV: jax.Array,
+    layout: _Layout,
+    with_gradients: bool,
+) -> tuple[_Totals, Any, Any]:
     """Runs `chunk` over the chunks: totals and head gradient summed, token gradients stacked."""
 
     def body(carry, inputs):  # noqa: ANN001, ANN202
@@ -174,8 +183,9 @@ def _accumulate(chunk, chunks, head_DV, layout, with_gradients):  # noqa: ANN001
         totals, dhead_DV, per_token = chunk(*(array[0] for array in chunks))
         return totals, dhead_DV, per_token
     zero = _varying(jnp.zeros((), jnp.float32), layout.token_axes)
-    dhead_DV = jnp.zeros(head_DV.shape, jnp.float32) if with_gradients else None
+    dhead_DV = None
     if with_gradients:
+        dhead_DV = jnp.zeros(head_DV.shape, jnp.float32)
         dhead_DV = _varying(dhead_DV, layout.token_axes + layout.vocab_axes)
     (totals, dhead_DV), per_token = jax.lax.scan(body, (_Totals(*[zero] * 4), dhead_DV), chunks)
     return totals, dhead_DV, per_token

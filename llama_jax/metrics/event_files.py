@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -22,18 +23,24 @@ class EventFileWriter:
     """
 
     def __init__(self, directory: epath.PathLike, from_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
         from tensorboard.summary.writer import record_writer
 
-        self._event, self._summary = event_pb2, summary_pb2
+        # Their messages are made when they are imported, so type checkers know none of them.
+        self._event: Any = event_pb2
+        self._summary: Any = summary_pb2
+        self._tensor: Any = tensor_pb2
+        self._types: Any = types_pb2
         folder = epath.Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         # The name is what TensorBoard looks for; nanoseconds keep two runs in a second apart.
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._records = record_writer.RecordWriter((folder / name).open("wb"))
-        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(wall_time=time.time(), step=from_step + 1, session_log=restart))
+        self._write(self._event.Event(wall_time=time.time(), file_version="brain.Event:2"))
+        restart = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write(
+            self._event.Event(wall_time=time.time(), step=from_step + 1, session_log=restart)
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add the scalars of one step; a `/` in a name groups them on the page."""
@@ -46,9 +53,8 @@ class EventFileWriter:
 
     def write_text(self, step: int, tag: str, text: str) -> None:
         """Add a text, shown on TensorBoard's text page."""
-        from tensorboard.compat.proto import tensor_pb2, types_pb2
-
-        tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[text.encode()])
+        kind = self._types.DT_STRING
+        tensor = self._tensor.TensorProto(dtype=kind, string_val=[text.encode()])
         plugin = self._summary.SummaryMetadata.PluginData(plugin_name="text")
         metadata = self._summary.SummaryMetadata(plugin_data=plugin)
         value = self._summary.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)

@@ -42,7 +42,9 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def model_flops_utilization(
-    tokens_per_s: float, flops_per_token: float, devices: list[jax.Device]
+    tokens_per_s: float,
+    flops_per_token: float,
+    devices: list[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
 ) -> float | None:
     """MFU: the model's FLOPs done a second, over the peak of all devices; None when unknown."""
     peak = peak_flops(devices[0].device_kind)

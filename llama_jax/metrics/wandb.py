@@ -1,5 +1,6 @@
 """Weights & Biases, when a project is named and its package is installed."""
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ class WandbWriter:
 
     def __init__(self, project: str, run_id: str, config: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            wandb = importlib.import_module("wandb")
         except ImportError:
             raise ConfigError(
                 f"'{project}' asks for Weights & Biases, whose package isn't installed; "

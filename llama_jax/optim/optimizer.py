@@ -144,11 +144,12 @@ def _by_partitioner(inner: optax.GradientTransformation) -> optax.GradientTransf
     its dims has no one right layout; explicit axes would ask for an answer at each product.
     """
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if jax.sharding.get_abstract_mesh().empty:
             return inner.update(updates, state, params)
         layout = jax.tree.map(lambda array: jax.typeof(array).sharding.spec, (updates, state))
-        return jax.sharding.auto_axes(inner.update, out_sharding=layout)(updates, state, params)
+        by_partitioner: Any = jax.sharding.auto_axes(inner.update, out_sharding=layout)
+        return by_partitioner(updates, state, params)
 
     return optax.GradientTransformation(inner.init, update)
 
@@ -165,7 +166,7 @@ def _muon_dims(params: Any) -> Any:
 
 def _scale_to_rms(updates: Any) -> Any:
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        dims = _MUON_DIMS[_muon_name(path)]
+        dims: Any = _MUON_DIMS[_muon_name(path)]
         sizes = [math.prod(update.shape[dim] for dim in side) for side in dims]
         return update * (_MUON_RMS * math.sqrt(max(sizes)))
 

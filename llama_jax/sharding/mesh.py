@@ -17,7 +17,10 @@ from llama_jax.config.run import MeshConfig
 AXES = ("data", "fsdp", "context", "tensor")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    config: MeshConfig,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """A mesh over `devices` (default: all) with the axes of `AXES`, all of type Explicit.
 
     Raises:

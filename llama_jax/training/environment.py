@@ -74,12 +74,13 @@ def enable_compilation_cache() -> str | None:
 
     `JAX_COMPILATION_CACHE_DIR` moves it, `JAX_ENABLE_COMPILATION_CACHE=0` turns it off.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # its fields are made at run time, unknown to type checkers
+    if not config.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir is None:
+    if config.jax_compilation_cache_dir is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "llama_jax" / "xla"))
-    return jax.config.jax_compilation_cache_dir
+        config.update("jax_compilation_cache_dir", str(home / "llama_jax" / "xla"))
+    return config.jax_compilation_cache_dir
 
 
 def versions() -> dict[str, str]:
@@ -104,13 +105,14 @@ def git_state() -> dict[str, Any] | None:
 
 def describe_start() -> dict[str, Any]:
     """Everything that one start of a run should be traceable to."""
+    config: Any = jax.config
     return {
         "command": sys.argv,
         "devices": describe_devices(),
         "versions": versions(),
         "git": git_state(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": str(jax.config.jax_default_matmul_precision or "default"),
+        "matmul_precision": str(config.jax_default_matmul_precision or "default"),
     }
 
 

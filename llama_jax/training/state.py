@@ -93,7 +93,7 @@ def _counters() -> dict[str, jax.Array]:
     return {**zero, "target_tokens": jnp.zeros((2,), jnp.int32)}
 
 
-def _replicated(params: Any) -> NamedSharding:
+def _replicated(params: Any) -> Any:
     """Sharding of a scalar on the mesh of the parameters, which are all on one."""
-    sharding = jax.tree.leaves(params)[0].sharding
+    sharding: Any = jax.tree.leaves(params)[0].sharding
     return NamedSharding(sharding.mesh, PartitionSpec())

@@ -82,22 +82,35 @@ def forward(model: Llama, batch: Batch) -> jax.Array:
     )
 
 
-def loss_and_grads(model: Llama, mesh: jax.sharding.Mesh, batch: Batch) -> tuple[float, Any]:
-    """A loss that every logit of real tokens enters, and its gradients as host arrays."""
+def logits_loss_grads(
+    model: Llama, mesh: jax.sharding.Mesh, batch: Batch
+) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
+    """Logits, a loss that every logit of real tokens enters, and its gradients by path."""
     graphdef, params = nnx.split(model)
 
     @jax.jit
-    @jax.value_and_grad
-    def loss(params: nnx.State, batch: Batch) -> jax.Array:
-        logits_BTV = forward(nnx.merge(graphdef, params), batch)
-        real_BT = batch["segment_ids"] != 0
-        return (jax.nn.logsumexp(logits_BTV, axis=-1) ** 2 * real_BT).sum() / real_BT.sum()
+    def run(params: nnx.State, batch: Batch) -> Any:
+        def loss(params: nnx.State) -> tuple[jax.Array, jax.Array]:
+            logits_BTV = forward(nnx.merge(graphdef, params), batch)
+            real_BT = batch["segment_ids"] != 0
+            terms_BT = jax.nn.logsumexp(logits_BTV, axis=-1) ** 2 * real_BT
+            return terms_BT.sum() / real_BT.sum(), logits_BTV
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     with jax.set_mesh(mesh):
-        value, grads = loss(params, batch)
-    return float(value), {
+        (value, logits_BTV), grads = run(params, batch)
+    by_path = {
         ".".join(map(str, path)): np.asarray(grad[...]) for path, grad in nnx.to_flat_state(grads)
     }
+    return np.asarray(logits_BTV), float(value), by_path
+
+
+def loss_and_grads(
+    model: Llama, mesh: jax.sharding.Mesh, batch: Batch
+) -> tuple[float, dict[str, np.ndarray]]:
+    """The last two of `logits_loss_grads`."""
+    return logits_loss_grads(model, mesh, batch)[1:]
 
 
 def params_of(model: Llama) -> dict[str, np.ndarray]:

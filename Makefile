@@ -35,7 +35,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 test-short: setup
-	$(BIN)/python -m pytest -q -m short $(ARGS)
+	$(BIN)/python -m pytest -q -m "short and not slow" $(ARGS)
 
 lint:
 	$(MAKE) setup EXTRAS=test,dev

@@ -5,6 +5,8 @@ import pytest
 from llama_jax.config.files import find_config, load_run_config, shipped_configs
 from llama_jax.config.loading import ConfigError
 
+pytestmark = pytest.mark.short
+
 RUNS = sorted((shipped_configs() / "runs").rglob("*.toml"))
 
 RUN = """

@@ -20,6 +20,8 @@ from llama_jax.config.loading import (
     to_toml,
 )
 
+pytestmark = pytest.mark.short
+
 
 @dataclasses.dataclass(frozen=True)
 class Circle:

@@ -26,6 +26,8 @@ from llama_jax.data.documents import DataError, InMemoryDocuments
 from llama_jax.data.rows import FIELDS
 from llama_jax.sharding.mesh import make_mesh
 
+pytestmark = pytest.mark.short
+
 SEQ_LEN = 16
 
 

@@ -15,6 +15,8 @@ from llama_jax.data.packing import (
 )
 from llama_jax.data.rows import pack_rows, text_bytes
 
+pytestmark = pytest.mark.short
+
 
 def places(pieces):
     """Every (document, place within it) that the pieces hold."""

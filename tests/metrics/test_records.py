@@ -7,6 +7,8 @@ import pytest
 
 from llama_jax.metrics.records import RecordWriter, read_records
 
+pytestmark = pytest.mark.short
+
 
 def write_steps(path, from_step, steps):
     writer = RecordWriter(path, from_step)

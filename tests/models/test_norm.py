@@ -6,6 +6,8 @@ import pytest
 
 from llama_jax.models.norm import RMSNorm
 
+pytestmark = pytest.mark.short
+
 
 @pytest.mark.parametrize(("eps", "value"), [(1e-5, 0.0316070), (1e-6, 0.0995037)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

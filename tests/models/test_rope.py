@@ -8,6 +8,8 @@ import pytest
 from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig
 from llama_jax.models.rope import frequencies, rotate, rotations
 
+pytestmark = pytest.mark.short
+
 PLAIN = RopeConfig(theta=500000.0)
 
 

@@ -12,6 +12,8 @@ from flax import nnx
 from reference_weights import CASES, STORED
 from tiny_models import F32, logits, make
 
+pytestmark = pytest.mark.short
+
 LOGITS = 2e-5
 
 

@@ -8,6 +8,8 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import ScheduleConfig
 from llama_jax.optim.schedule import make_schedule
 
+pytestmark = pytest.mark.short
+
 
 def rates(steps, **fields):
     schedule = make_schedule(ScheduleConfig(**{"peak": 1.0, **fields}), steps)

@@ -1,8 +1,7 @@
 """Rematerialisation by name: what a layer keeps for its backward pass, and what it computes again.
 
 none   keeps everything: fastest, most memory.
-dots   keeps the outputs of matmuls that have no batch dims (all projections), and recomputes
-       norms, activations and attention scores.
+dots   keeps the outputs of all projections; recomputes norms, activations and attention scores.
 block  keeps a layer's input, its q, k, v projections and its attention output.
 full   keeps a layer's input alone: about one more forward pass of compute, least memory.
 """
@@ -14,10 +13,12 @@ import jax
 
 Function = TypeVar("Function", bound=Callable)
 _policies = jax.checkpoint_policies
+QKV = ("q_proj", "k_proj", "v_proj")
 
 POLICIES = {
-    "dots": _policies.dots_with_no_batch_dims_saveable,
-    "block": _policies.save_only_these_names("q_proj", "k_proj", "v_proj", "attention"),
+    # By name: a policy on matmuls doesn't see those inside a custom gradient.
+    "dots": _policies.save_only_these_names(*QKV, "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "block": _policies.save_only_these_names(*QKV, "attention"),
     "full": _policies.nothing_saveable,
 }
 

@@ -24,7 +24,7 @@ def make_model(config: ModelConfig, execution: ExecutionConfig, mesh: Mesh, seed
         return nnx.state(Llama(config, execution, rngs=nnx.Rngs(seed)))
 
     with jax.set_mesh(mesh):
-        return nnx.merge(graphdef, jax.jit(init)())
+        return nnx.merge(graphdef, jax.jit(init, compiler_options=_run_once(mesh))())
 
 
 def abstract_model(
@@ -58,3 +58,10 @@ def param_dims(state: nnx.State) -> dict[Path, tuple[str, ...]]:
         tuple(map(str, path)): (*stacked.get(str(path[0]), ()), *param.get_metadata("dims"))
         for path, param in nnx.to_flat_state(state)
     }
+
+
+def _run_once(mesh: Mesh) -> dict[str, int]:
+    # On a CPU, optimising the random number generator for each shape takes seconds, running it
+    # as it is milliseconds.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if on_cpu else {}

@@ -65,5 +65,5 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"run_dir": str(outcome.run_dir), "step": outcome.step,
                               "figures": outcome.figures}))  # fmt: skip
-        show_outcome(outcome, args.run, console)
+        show_outcome(outcome, console)
     return outcome.exit_code

@@ -1,6 +1,8 @@
 """What `llama-jax train` prints at its end: figures, what was made and where, what to try next."""
 
+import os
 import shlex
+from pathlib import Path
 
 from etils import epath
 from rich.console import Console
@@ -23,10 +25,12 @@ MADE = (
 )
 
 
-def show_outcome(outcome: Outcome, run: str, console: Console) -> None:
+def show_outcome(outcome: Outcome, console: Console) -> None:
     """Print the tables."""
     if outcome.figures is None:
-        again = f"llama-jax train {shlex.quote(run)} --run-dir {shlex.quote(str(outcome.run_dir))}"
+        # The resolved config, which has the --set changes of this start in it.
+        folder = shlex.quote(_shown(outcome.run_dir))
+        again = f"llama-jax train {folder}/config.toml --run-dir {folder}"
         console.print(f"stopped after step {outcome.step}, saved; go on with\n  {again}",
                       highlight=False, soft_wrap=True)  # fmt: skip
         return
@@ -67,8 +71,14 @@ def _made_table(run_dir: epath.Path) -> Table:
     for name, what in MADE:
         path = run_dir / name
         if path.exists():
-            table.add_row(str(path), what, format_bytes(_size(path)))
+            table.add_row(_shown(path), what, format_bytes(_size(path)))
     return table
+
+
+def _shown(path: epath.Path) -> str:
+    """The path as a person would type it here: below the working directory without that."""
+    here = f"{Path.cwd()}/"
+    return os.fspath(path).removeprefix(here)
 
 
 def _size(path: epath.Path) -> int:
@@ -78,7 +88,7 @@ def _size(path: epath.Path) -> int:
 
 
 def _next_commands(run_dir: epath.Path) -> str:
-    folder = shlex.quote(str(run_dir))
+    folder = shlex.quote(_shown(run_dir))
     return (
         "next:\n"
         f"  cat {folder}/samples.txt\n"

@@ -24,9 +24,9 @@ class ExecutionConfig:
     compute_dtype: DType = "bfloat16"
     # `auto` takes the best one for the device and length; see llama_jax.kernels.
     attention: Literal["auto", "reference", "blockwise"] = "auto"
-    # none: save all; dots: save matmul outputs; block: save a layer's input and projections;
-    # full: save only each layer's input. See llama_jax.models.remat.
-    remat: Literal["none", "dots", "block", "full"] = "none"
+    # What a layer keeps for its backward pass, from all to its input alone; llama_jax.models.remat
+    # says what each keeps. `dots` recomputes so little that it is the default.
+    remat: Literal["none", "dots", "block", "full"] = "dots"
     scan_layers: bool = True
     # Tokens a chunk of the cross entropy on each device; bounds the float32 logits held at once.
     loss_chunk_size: Annotated[int, Positive] = 1024

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.kernels.masks import place_in_row, visible
 from llama_jax.kernels.reference import MASKED
@@ -94,6 +95,9 @@ def _forward(
     safe_BKGT = jnp.where(total_BKGT == 0.0, 1.0, total_BKGT)
     out_BKGTH = (sums_BKGTH / safe_BKGT[..., None]).astype(q_BKGTH.dtype)
     log_total_BKGT = peak_BKGT + jnp.log(safe_BKGT)
+    # Named, so that a remat policy which keeps attention keeps all that its backward pass needs.
+    out_BKGTH = checkpoint_name(out_BKGTH, "attention")
+    log_total_BKGT = checkpoint_name(log_total_BKGT, "attention")
     saved = (q_BKGTH, k_BKSH, v_BKSH, q_ids_BT, kv_ids_BS, order_BT)
     return out_BKGTH, (*saved, out_BKGTH, log_total_BKGT)
 

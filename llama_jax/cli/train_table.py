@@ -89,9 +89,9 @@ def _size(path: epath.Path) -> int:
 
 def _next_commands(run_dir: epath.Path) -> str:
     folder = shlex.quote(_shown(run_dir))
+    samples = f"  cat {folder}/samples.txt\n" if (run_dir / "samples.txt").exists() else ""
     return (
-        "next:\n"
-        f"  cat {folder}/samples.txt\n"
+        f"next:\n{samples}"
         f"  tensorboard --logdir {folder}/tensorboard\n"
         f"  llama-jax data inspect {folder}/config.toml\n"
         f"  llama-jax tokenizer encode --tokenizer {folder}/tokenizer 'def main():'\n"

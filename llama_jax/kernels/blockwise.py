@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.kernels.masks import place_in_row, visible
@@ -47,7 +46,7 @@ def blockwise_attention(
     # One type for all operands: the gradient rule below must return what it was given.
     k_BKSH, v_BKSH = (varying_like(x, q_BTNH) for x in (k_BKSH, v_BKSH))
     rows = (_pad(x, block) for x in (q_segment_ids_BT, kv_segment_ids_BS, order_BT))
-    out_BKGTH = _flash(block, in_order, q_BKGTH, k_BKSH, v_BKSH, *rows)
+    out_BKGTH: jax.Array = _flash(block, in_order, q_BKGTH, k_BKSH, v_BKSH, *rows)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
 
 
@@ -141,10 +140,10 @@ def _backward(
 _flash.defvjp(_forward, _backward)
 
 
-def _pairs(queries: int, keys: int, in_order: bool) -> np.ndarray:
+def _pairs(queries: int, keys: int, in_order: bool) -> jax.Array:
     """int32 [P, 2]: block numbers (query, key); in order, a key block after the query's is out."""
     pairs = [(i, j) for i in range(queries) for j in range(keys) if j <= i or not in_order]
-    return np.array(pairs, np.int32)
+    return jnp.array(pairs, jnp.int32)
 
 
 def _pad(x: jax.Array, block: int) -> jax.Array:

@@ -1,13 +1,19 @@
-"""Every matrix product of the network: weights cast and gathered at use, sums in float32."""
+"""Every matrix product of the network: weights cast and gathered at use, sums in float32.
+
+Products are made two-dimensional first. XLA's CPU backend hands a plain matrix product, transposed
+or not, to its fast routine, but copies its operands into another order before one over several
+dims. M rows, C contracted, X other columns.
+"""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from llama_jax.sharding.rules import Dims, at_use, out_spec
+from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec
 
 
 def project(
@@ -17,40 +23,81 @@ def project(
 
     The weight is cast before it is gathered over fsdp, so that the gather moves compute-dtype
     bytes.
+
+    Args:
+      spec: "rows contracted,contracted columns->rows columns", such as "BTD,DNH->BTNH".
+      w_dims: logical dims of w.
+      out_dims: logical dims of the result; its rows are x's.
     """
     gathered = at_use(w.astype(x.dtype), w_dims)
-    inputs, output = spec.split("->")
-    sizes = dict(zip(inputs.replace(",", ""), (*x.shape, *w.shape), strict=True))
-    layout = out_spec(out_dims, [sizes[letter] for letter in output])
-    return checkpoint_name(_einsum(spec, layout, x, gathered), name)
+    x_letters, w_letters = spec.split("->")[0].split(",")
+    contracted = len(set(x_letters) & set(w_letters))
+    rows = x.ndim - contracted
+    # Rows split over the context axis are no contiguous range of B x T: they stay two dims.
+    row_groups = (rows,) if axis_size("length") == 1 else (1,) * rows
+    x_MC = _merged(x, (*out_dims[:rows], *w_dims[:contracted]), (*row_groups, contracted))
+    w_CX = _merged(gathered, w_dims, (contracted, w.ndim - contracted))
+    shape = (*x.shape[:rows], *w.shape[contracted:])
+    layout = out_spec(out_dims, shape)
+    y_MX: jax.Array = _matmul(_merged_spec(layout, (*row_groups, w.ndim - contracted)), x_MC, w_CX)
+    return checkpoint_name(jnp.reshape(y_MX, shape, out_sharding=layout), name)
+
+
+def _merged(x: jax.Array, dims: Dims, groups: tuple[int, ...]) -> jax.Array:
+    """`x` with runs of dims made one: as many dims as there are groups of these sizes."""
+    shape, start = [], 0
+    for size in groups:
+        shape.append(math.prod(x.shape[start : start + size]))
+        start += size
+    layout = _merged_spec(out_spec(dims, x.shape), groups)
+    return jnp.reshape(x, shape, out_sharding=layout)
+
+
+def _merged_spec(spec: PartitionSpec | None, groups: tuple[int, ...]) -> PartitionSpec | None:
+    """The layout after merging: of a group only the first dim may be split."""
+    if spec is None:
+        return None
+    starts = [sum(groups[:number]) for number in range(len(groups))]
+    return PartitionSpec(*(spec[start] for start in starts))
 
 
 # Its own gradient rule, since JAX's would multiply the float32 cotangent of the float32 result by
 # a bfloat16 operand: twice the bytes, and on a CPU a fifth of the speed. XLA's CPU backend has a
 # fast bfloat16 matmul for bfloat16 operands with a float32 result alone.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _einsum(spec: str, layout: PartitionSpec | None, x: jax.Array, w: jax.Array) -> jax.Array:
-    y = jnp.einsum(spec, x, w, preferred_element_type=jnp.float32, out_sharding=layout)
-    return y.astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul(layout: PartitionSpec | None, x_MC: jax.Array, w_CX: jax.Array) -> jax.Array:
+    return _dot(x_MC, w_CX, ((x_MC.ndim - 1,), (0,)), layout)
 
 
 def _forward(
-    spec: str, layout: PartitionSpec | None, x: jax.Array, w: jax.Array
+    layout: PartitionSpec | None, x_MC: jax.Array, w_CX: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _einsum(spec, layout, x, w), (x, w)
+    return _matmul(layout, x_MC, w_CX), (x_MC, w_CX)
 
 
 def _backward(
-    spec: str, layout: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+    layout: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], grad_MX: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, w = saved
-    inputs, y_dims = spec.split("->")
-    x_dims, w_dims = inputs.split(",")
+    x_MC, w_CX = saved
     # Gradients lie as what they are gradients of; no mesh, no layout.
-    x_layout, w_layout = (None if layout is None else jax.typeof(a).sharding.spec for a in (x, w))
-    grad_x = _einsum(f"{y_dims},{w_dims}->{x_dims}", x_layout, grad, w)
-    grad_w = _einsum(f"{x_dims},{y_dims}->{w_dims}", w_layout, x, grad)
-    return grad_x, grad_w
+    x_layout, w_layout = (
+        None if layout is None else jax.typeof(array).sharding.spec for array in saved
+    )
+    rows = tuple(range(x_MC.ndim - 1))
+    grad_x_MC = _dot(grad_MX, w_CX, ((grad_MX.ndim - 1,), (1,)), x_layout)
+    return grad_x_MC, _dot(x_MC, grad_MX, (rows, rows), w_layout)
 
 
-_einsum.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)
+
+
+def _dot(
+    a: jax.Array,
+    b: jax.Array,
+    contracted: tuple[tuple[int, ...], tuple[int, ...]],
+    layout: PartitionSpec | None,
+) -> jax.Array:
+    y = jax.lax.dot_general(
+        a, b, (contracted, ((), ())), preferred_element_type=jnp.float32, out_sharding=layout
+    )
+    return y.astype(a.dtype)

@@ -1,14 +1,11 @@
 """Reading ahead with Grain: in a thread, or in worker processes that never outlive the run."""
 
-import multiprocessing
-import os
-import signal
-import threading
-from multiprocessing.connection import wait
 from typing import TypeVar
 
 import grain
 from absl import flags
+
+from llama_jax.data.workers import follow_parent
 
 Element = TypeVar("Element")
 
@@ -33,14 +30,4 @@ def read_ahead(
 
 def _start_worker(index: int, count: int) -> None:
     del index, count
-    # Ctrl-C reaches the whole process group; the run alone answers it, and then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever for someone to take its batch."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    follow_parent()

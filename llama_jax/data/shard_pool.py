@@ -11,10 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Sequence
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +20,7 @@ import numpy as np
 from llama_jax.data.documents import DataError
 from llama_jax.data.manifest import ShardEntry, write_json
 from llama_jax.data.shards import LENGTHS, RECORDS, write_records
+from llama_jax.data.workers import follow_parent
 from llama_jax.tokenizers import Tokenizer
 
 _ENTRY = ".entry.json"
@@ -203,17 +201,7 @@ _worker_maker: ShardMaker | None = None
 def _start_worker(maker: ShardMaker) -> None:
     global _worker_maker
     _worker_maker = maker
-    # Ctrl-C is the parent's to handle; it ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker holds both ends of its queue's pipe: it would wait for ever for a killed parent."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    follow_parent()
 
 
 def _make_in_worker(task: ShardTask) -> ShardEntry:

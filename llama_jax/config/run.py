@@ -210,7 +210,7 @@ class MuonConfig:
 class ScheduleConfig:
     """Learning rate by optimizer step, counted from 1: step `warmup_steps` is the first at `peak`.
 
-    cosine, linear: from peak to `final_fraction * peak` at the last step. constant: peak.
+    cosine, linear: from peak to `end_fraction * peak` at the last step. constant: peak.
     warmup_stable_decay: peak until the last `decay_steps`, then linear to the final fraction.
     anneal: from peak at the first step linear to 0 at the last, no warm-up.
     """
@@ -219,7 +219,8 @@ class ScheduleConfig:
     kind: Literal["cosine", "linear", "constant", "warmup_stable_decay", "anneal"] = "cosine"
     warmup_steps: Annotated[int, NotNegative] = 0
     decay_steps: Annotated[int, NotNegative] = 0  # warmup_stable_decay only
-    final_fraction: Annotated[float, Fraction] = 0.1
+    # Of the peak; None is the Llama papers' 0.1. Has no meaning where the end is given by `kind`.
+    final_fraction: Annotated[float, Fraction] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -227,6 +228,13 @@ class ScheduleConfig:
             raise ConfigError(f"has no meaning for kind '{self.kind}'", key="decay_steps")
         if self.warmup_steps and self.kind == "anneal":
             raise ConfigError("annealing has no warm-up", key="warmup_steps")
+        if self.final_fraction is not None and self.kind in ("constant", "anneal"):
+            raise ConfigError(f"has no meaning for kind '{self.kind}'", key="final_fraction")
+
+    @property
+    def end_fraction(self) -> float:
+        """The last rate of a decaying kind, as a share of the peak."""
+        return 0.1 if self.final_fraction is None else self.final_fraction
 
 
 @dataclasses.dataclass(frozen=True)

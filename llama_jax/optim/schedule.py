@@ -52,13 +52,13 @@ def _cosine(config: ScheduleConfig) -> Decay:
     def decay(progress: jax.Array) -> jax.Array:
         # sin^2 of the half angle instead of (1 + cos) / 2, which in float32 misses 0 by 1e-8.
         share = jnp.sin(0.5 * math.pi * (1.0 - progress)) ** 2
-        return config.final_fraction + (1.0 - config.final_fraction) * share
+        return config.end_fraction + (1.0 - config.end_fraction) * share
 
     return decay
 
 
 def _linear(config: ScheduleConfig) -> Decay:
-    return lambda progress: config.final_fraction + (1.0 - config.final_fraction) * (1.0 - progress)
+    return lambda progress: config.end_fraction + (1.0 - config.end_fraction) * (1.0 - progress)
 
 
 _DECAYS: dict[str, Callable[[ScheduleConfig], Decay]] = {

@@ -69,6 +69,10 @@ def test_a_bad_model_name_names_the_run_file(run_file):
         ("training.microbatches=3", "training.microbatches: 3 does not divide data.batch_size, 8"),
         ("schedule.warmup_steps=11", "warm-up and decay take 11 steps, training.steps is 10"),
         ("schedule.decay_steps=2", "schedule.decay_steps: has no meaning for kind 'cosine'"),
+        (
+            "schedule={kind='constant', peak=1e-3, final_fraction=0.5}",
+            "schedule.final_fraction: has no meaning for kind 'constant'",
+        ),
         ("mesh.data=0", "mesh.data: 0 devices"),
         ("mesh.data=-1", "mesh.fsdp: at most one axis may be -1"),
         ("model.num_kv_heads=7", "model.num_kv_heads: 7 does not divide num_heads, 32"),

@@ -54,9 +54,11 @@ def join(processes: Processes, platform: str | None) -> None:
 def _join_detected() -> None:
     try:
         jax.distributed.initialize()
-    except ValueError:
-        # No cluster that JAX knows: the usual case, one process on one machine.
-        return
+    except ValueError as error:
+        # No cluster that JAX knows: the usual case, one process on one machine. Anything else is
+        # a cluster that was found and is set up wrongly: training alone would hide it.
+        if "coordinator_address should be defined" not in str(error):
+            raise
 
 
 def wait_for_all(what: str) -> None:

@@ -224,6 +224,8 @@ class _Run:
 
     def _say_sizes(self, inputs: Inputs) -> None:
         config = self.config
+        if config.training.eval_every is not None and not config.data.held_out:
+            self.say("training.eval_every has no effect: data.held_out is empty")
         batch_tokens = config.data.batch_size * config.data.seq_len
         epochs = config.training.steps * batch_tokens / max(inputs.train_tokens, 1)
         self.say(

@@ -25,6 +25,10 @@ from llama_jax.training.state import (
 from llama_jax.training.step import make_eval_step, make_train_step, split_microbatches
 
 RTOL = 1e-5  # float32: other orders of the same sums
+ATOL_UPDATE = 1e-6
+# Adam's first update is about the sign of the gradient, which for entries near zero is rounding's
+# to choose. With a larger eps the update is a smooth function of the gradient.
+SMOOTH_ADAMW = AdamWConfig(eps=1e-3)
 # data, fsdp, context, tensor.
 MESHES = [
     (1, 8, 1, 1),
@@ -79,7 +83,7 @@ def rows(tokens, targets, mask=None):
 
 @pytest.fixture(scope="module")
 def unsharded():
-    trainer = make_trainer(ONE)
+    trainer = make_trainer(ONE, optimizer=SMOOTH_ADAMW)
     history = trainer.train([make_batch(0)])
     return history[0], to_numpy(trainer.state.params)
 
@@ -87,14 +91,13 @@ def unsharded():
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
 def test_one_update_on_every_mesh_of_eight_is_the_unsharded_one(sizes, unsharded):
     expected, expected_params = unsharded
-    trainer = make_trainer(MeshConfig(*sizes))
+    trainer = make_trainer(MeshConfig(*sizes), optimizer=SMOOTH_ADAMW)
     before = [array.sharding for array in jax.tree.leaves(trainer.state)]
     (metrics,) = trainer.train([make_batch(0)])
     for name in ("loss", "cross_entropy", "grad_norm", "param_norm", "tokens"):
         assert metrics[name] == pytest.approx(expected[name], rel=RTOL), name
-    # Adam's first update is about the sign of the gradient: allow for entries near zero.
     jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=2e-5),
+        lambda a, e: np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=ATOL_UPDATE),
         trainer.state.params,
         expected_params,
     )
@@ -108,12 +111,12 @@ def test_one_update_on_every_mesh_of_eight_is_the_unsharded_one(sizes, unsharded
 )
 def test_microbatches_give_the_update_of_the_whole_batch(sizes, microbatches, unsharded):
     expected, expected_params = unsharded
-    trainer = make_trainer(MeshConfig(*sizes), microbatches=microbatches)
+    trainer = make_trainer(MeshConfig(*sizes), microbatches=microbatches, optimizer=SMOOTH_ADAMW)
     (metrics,) = trainer.train([make_batch(0)])
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=RTOL)
     jax.tree.map(
-        lambda a, e: np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=2e-5),
+        lambda a, e: np.testing.assert_allclose(np.asarray(a), e, rtol=0, atol=ATOL_UPDATE),
         trainer.state.params,
         expected_params,
     )

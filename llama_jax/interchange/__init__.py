@@ -1,0 +1,1 @@
+"""Other projects' checkpoint files, both ways, and our own: opened lazily, checked, loaded."""

@@ -40,11 +40,33 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071): scaling by frequency, and sharper attention."""
+
+    factor: Annotated[float, Positive]
+    original_max_seq_len: Annotated[int, Positive]
+    kind: Literal["yarn"] = "yarn"
+    # Pairs that turn more often than `beta_fast` over the original length are kept, those that
+    # turn less than `beta_slow` are divided by the factor.
+    beta_fast: Annotated[float, Positive] = 32.0
+    beta_slow: Annotated[float, Positive] = 1.0
+    # Multiplies cosines and sines; None is the paper's 0.1 ln(factor) + 1.
+    attention_factor: Annotated[float, Positive] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.beta_fast < self.beta_slow:
+            raise ConfigError(
+                f"{self.beta_fast} is below beta_slow, {self.beta_slow}", key="beta_fast"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Rotary position embedding: base `theta` and optional scaling."""
 
     theta: Annotated[float, Positive]
-    scaling: LinearScaling | Llama3Scaling | None = None
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -65,6 +87,9 @@ class ModelConfig:
     norm_eps: Annotated[float, Positive]
     rope: RopeConfig
     tie_embeddings: bool
+    # No released Llama has biases; models of its architecture by others may.
+    attention_bias: bool = False  # on q, k, v and o
+    mlp_bias: bool = False  # on gate, up and down
     # Standard deviation of the normal initialiser; the output projections of attention and MLP
     # are scaled down by sqrt(2 * num_layers), as in GPT-2 and Megatron.
     init_std: Annotated[float, Range(above=0.0, at_most=1.0)] = 0.02

@@ -27,7 +27,10 @@ def param_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
 
 
 def param_count(config: ModelConfig) -> int:
-    """Parameters, a tied matrix once: (1 or 2) V D + D + L (2 D N H + 2 D K H + 3 D F + 2 D)."""
+    """Parameters, a tied matrix once: (1 or 2) V D + D + L (2 D N H + 2 D K H + 3 D F + 2 D).
+
+    And what biases there are.
+    """
     return sum(math.prod(shape) for shape in param_shapes(config).values())
 
 

@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.kernels.attention import attention
-from llama_jax.models.matmul import project
-from llama_jax.models.params import weight
+from llama_jax.models.matmul import add_bias, project
+from llama_jax.models.params import bias, weight
 from llama_jax.models.rope import rotate
 from llama_jax.sharding.rules import Dims, kv_head_copies, lay_out
 
@@ -38,6 +38,12 @@ class Attention(nnx.Module):
         self.v_proj = weight(rngs, "v_proj", KV, (D, K, H), std, dtype)
         std_out = std / math.sqrt(2 * config.num_layers)
         self.o_proj = weight(rngs, "o_proj", O, (N, H, D), std_out, dtype)
+        if config.attention_bias:
+            self.q_bias = bias("q_bias", Q[1:], (N, H), dtype)
+            self.k_bias = bias("k_bias", KV[1:], (K, H), dtype)
+            self.v_bias = bias("v_bias", KV[1:], (K, H), dtype)
+            self.o_bias = bias("o_bias", ("norm",), (D,), dtype)
+        self.biased = config.attention_bias
 
     def __call__(
         self,
@@ -50,6 +56,10 @@ class Attention(nnx.Module):
         q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, "q_proj")
         k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, "k_proj")
         v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, "v_proj")
+        if self.biased:
+            q_BTNH = add_bias(q_BTNH, self.q_bias[...], Q[1:])
+            k_BTKH = add_bias(k_BTKH, self.k_bias[...], KV[1:])
+            v_BTKH = add_bias(v_BTKH, self.v_bias[...], KV[1:])
         k_BTKH = rotate(k_BTKH, cos_BTR, sin_BTR)
         out_BTNH = attention(
             rotate(q_BTNH, cos_BTR, sin_BTR),
@@ -60,7 +70,8 @@ class Attention(nnx.Module):
             backend=self.backend,
         )
         out_BTNH = checkpoint_name(out_BTNH, "attention")
-        return project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, ACT, "o_proj")
+        out_BTD = project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, ACT, "o_proj")
+        return add_bias(out_BTD, self.o_bias[...], ("norm",)) if self.biased else out_BTD
 
 
 def split_heads(x_BTKH: jax.Array) -> jax.Array:

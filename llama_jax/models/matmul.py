@@ -43,6 +43,11 @@ def project(
     return checkpoint_name(jnp.reshape(y_MX, shape, out_sharding=layout), name)
 
 
+def add_bias(x: jax.Array, bias: jax.Array, dims: Dims) -> jax.Array:
+    """`x + bias` in x's dtype, the bias over x's last dims."""
+    return x + at_use(bias.astype(x.dtype), dims)
+
+
 def _merged(x: jax.Array, dims: Dims, groups: tuple[int, ...]) -> jax.Array:
     """`x` with runs of dims made one: as many dims as there are groups of these sizes."""
     shape, start = [], 0

@@ -7,8 +7,8 @@ from flax import nnx
 
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
-from llama_jax.models.matmul import project
-from llama_jax.models.params import weight
+from llama_jax.models.matmul import add_bias, project
+from llama_jax.models.params import bias, weight
 from llama_jax.sharding.rules import Dims
 
 UP: Dims = ("embed", "mlp")
@@ -27,10 +27,19 @@ class MLP(nnx.Module):
         self.up_proj = weight(rngs, "up_proj", UP, (D, F), std, dtype)
         std_out = std / math.sqrt(2 * config.num_layers)
         self.down_proj = weight(rngs, "down_proj", DOWN, (F, D), std_out, dtype)
+        if config.mlp_bias:
+            self.gate_bias = bias("gate_bias", UP[1:], (F,), dtype)
+            self.up_bias = bias("up_bias", UP[1:], (F,), dtype)
+            self.down_bias = bias("down_bias", ("norm",), (D,), dtype)
+        self.biased = config.mlp_bias
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] in x's dtype."""
         gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, "gate_proj")
         up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, "up_proj")
+        if self.biased:
+            gate_BTF = add_bias(gate_BTF, self.gate_bias[...], UP[1:])
+            up_BTF = add_bias(up_BTF, self.up_bias[...], UP[1:])
         wide_BTF = jax.nn.silu(gate_BTF) * up_BTF
-        return project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, ACT, "down_proj")
+        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, ACT, "down_proj")
+        return add_bias(out_BTD, self.down_bias[...], ("norm",)) if self.biased else out_BTD

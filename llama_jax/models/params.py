@@ -32,6 +32,11 @@ def ones(name: str, dims: Dims, shape: tuple[int, ...], dtype: str) -> nnx.Param
     return _param(lambda spec: jnp.ones(shape, dtype, out_sharding=spec), name, dims, shape)
 
 
+def bias(name: str, dims: Dims, shape: tuple[int, ...], dtype: str) -> nnx.Param:
+    """A parameter that starts at 0."""
+    return _param(lambda spec: jnp.zeros(shape, dtype, out_sharding=spec), name, dims, shape)
+
+
 def _param(
     make: Callable[[jax.sharding.PartitionSpec | None], jax.Array],
     name: str,

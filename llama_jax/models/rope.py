@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig
+from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 
 
 def frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
@@ -24,6 +24,8 @@ def frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
             scaled_R = plain_R / factor
         case Llama3Scaling():
             scaled_R = _llama3(config.scaling, plain_R)
+        case YarnScaling():
+            scaled_R = _yarn(config.scaling, config.theta, plain_R)
     return scaled_R.astype(np.float32)
 
 
@@ -36,6 +38,29 @@ def _llama3(scaling: Llama3Scaling, plain_R: np.ndarray) -> np.ndarray:
     return (1 - kept_R) * plain_R / scaling.factor + kept_R * plain_R
 
 
+def _yarn(scaling: YarnScaling, theta: float, plain_R: np.ndarray) -> np.ndarray:
+    """Fast pairs kept, slow ones divided, a ramp over whole pair numbers between (section 3.2)."""
+    R = len(plain_R)
+
+    def pair_that_turns(times: float) -> float:
+        return R * math.log(scaling.original_max_seq_len / (times * 2 * math.pi)) / math.log(theta)
+
+    first = max(math.floor(pair_that_turns(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_that_turns(scaling.beta_slow)), 2 * R - 1)
+    # A ramp of no width would divide by zero.
+    divided_R = np.clip((np.arange(R) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return divided_R * plain_R / scaling.factor + (1 - divided_R) * plain_R
+
+
+def _magnitude(scaling: LinearScaling | Llama3Scaling | YarnScaling | None) -> float:
+    """What cosines and sines are multiplied by: 1 but for YaRN's temperature."""
+    if not isinstance(scaling, YarnScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    return 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+
+
 def rotations(
     config: RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -44,7 +69,9 @@ def rotations(
     float32 whatever the compute dtype: bfloat16 holds whole positions exactly only to 256.
     """
     angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies(config, head_dim)
-    return jnp.cos(angles_BTR), jnp.sin(angles_BTR)
+    cos_BTR, sin_BTR = jnp.cos(angles_BTR), jnp.sin(angles_BTR)
+    magnitude = _magnitude(config.scaling)
+    return (cos_BTR, sin_BTR) if magnitude == 1.0 else (magnitude * cos_BTR, magnitude * sin_BTR)
 
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:

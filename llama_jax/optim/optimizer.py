@@ -45,11 +45,11 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 def decay_mask(params: Any) -> Any:
     """True for the parameters that decay: every matrix, embedding and head included, as in Llama.
 
-    Norm scales never do. Told apart by name (`..._norm`), not by the number of dims: layers are
-    stacked, so a norm's scales are [L, D].
+    Norm scales and biases never do. Told apart by name (`..._norm`, `..._bias`), not by the number
+    of dims: layers are stacked, so a norm's scales are [L, D].
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(name.endswith("norm") for name in _names(path)), params
+        lambda path, _: not any(name.endswith(("norm", "bias")) for name in _names(path)), params
     )
 
 

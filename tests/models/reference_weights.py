@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from tiny_models import CONFIG
 
-from llama_jax.config.model import ModelConfig, RopeConfig
+from llama_jax.config.model import (
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeConfig,
+    YarnScaling,
+)
 from llama_jax.models.accounting import param_shapes
 
 STORED = Path(__file__).parent / "reference_logits.npz"
@@ -23,6 +29,13 @@ CASES = {
     "multi_head_plain": dataclasses.replace(
         CONFIG, num_kv_heads=8, head_dim=4, rope=RopeConfig(10000.0), norm_eps=1e-6
     ),
+    "biased_yarn": dataclasses.replace(
+        CONFIG,
+        attention_bias=True,
+        mlp_bias=True,
+        rope=RopeConfig(10000.0, YarnScaling(factor=4.0, original_max_seq_len=64, beta_fast=8.0)),
+    ),
+    "linear": dataclasses.replace(CONFIG, rope=RopeConfig(10000.0, LinearScaling(factor=2.0))),
 }
 LENGTH = 24
 
@@ -48,16 +61,6 @@ def transformers_model(config: ModelConfig) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    scaling = config.rope.scaling
-    rope = {"rope_type": "default", "rope_theta": config.rope.theta}
-    if scaling is not None:
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_seq_len,
-        }
     theirs = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -69,7 +72,9 @@ def transformers_model(config: ModelConfig) -> Any:
             intermediate_size=config.mlp_dim,
             max_position_embeddings=config.max_seq_len,
             rms_norm_eps=config.norm_eps,
-            rope_parameters=rope,
+            rope_parameters=_their_rope(config.rope),
+            attention_bias=config.attention_bias,
+            mlp_bias=config.mlp_bias,
             tie_word_embeddings=config.tie_embeddings,
             attn_implementation="eager",
         )
@@ -79,6 +84,30 @@ def transformers_model(config: ModelConfig) -> Any:
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_embeddings else set())
     return theirs.eval()
+
+
+def _their_rope(rope: RopeConfig) -> dict[str, Any]:
+    theirs: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    match rope.scaling:
+        case LinearScaling(factor=factor):
+            theirs |= {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling() as scaling:
+            theirs |= {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+            }
+        case YarnScaling() as scaling:
+            theirs |= {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                "original_max_position_embeddings": scaling.original_max_seq_len,
+            }
+    return theirs
 
 
 def _their_names(config: ModelConfig) -> dict[str, np.ndarray]:
@@ -101,6 +130,11 @@ def _their_names(config: ModelConfig) -> dict[str, np.ndarray]:
         theirs[f"{layer}self_attn.o_proj.weight"] = o_XD.T
         for name in ("gate_proj", "up_proj", "down_proj"):
             theirs[f"{layer}mlp.{name}.weight"] = ours[f"layers.mlp.{name}"][i].T
+        for name in (name for name in ours if name.endswith("_bias")):
+            _, part, short = name.split(".")
+            module = {"attention": "self_attn", "mlp": "mlp"}[part]
+            their_name = f"{layer}{module}.{short.replace('_bias', '_proj')}.bias"
+            theirs[their_name] = ours[name][i].reshape(-1)
     return theirs
 
 

@@ -11,13 +11,22 @@ from flax import nnx
 from tiny_models import CONFIG, F32, whole_batch
 
 from llama_jax.config.loading import ConfigError
-from llama_jax.config.model import LinearScaling, Llama3Scaling
+from llama_jax.config.model import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.models.accounting import param_shapes
 from llama_jax.models.llama import Llama
 
 EAGER = dataclasses.replace(F32, scan_layers=False)
 LINEAR = dataclasses.replace(
     CONFIG, rope=dataclasses.replace(CONFIG.rope, scaling=LinearScaling(factor=2.0))
+)
+YARN = dataclasses.replace(
+    CONFIG,
+    rope=dataclasses.replace(
+        CONFIG.rope,
+        scaling=YarnScaling(
+            factor=4.0, original_max_seq_len=64, beta_fast=8.0, attention_factor=1.5
+        ),
+    ),
 )
 
 # Another legal value of each field, by path. `kind` picks the scaling's class.
@@ -32,6 +41,8 @@ OTHER = {
     "max_seq_len": 39,
     "norm_eps": 1e-2,
     "tie_embeddings": True,
+    "attention_bias": True,
+    "mlp_bias": True,
     "init_std": 0.2,
     "rope.theta": 500.0,
     "rope.scaling": None,
@@ -94,6 +105,20 @@ def test_changing_a_field_changes_a_shape_an_output_or_is_refused(path):
 
 def test_the_linear_factor_is_live():
     assert differs(LINEAR, replaced(LINEAR, "rope.scaling.factor", 3.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("factor", 8.0),
+        ("original_max_seq_len", 256),
+        ("beta_fast", 2.0),
+        ("beta_slow", 4.0),
+        ("attention_factor", None),
+    ],
+)
+def test_every_field_of_yarn_is_live(field, value):
+    assert differs(YARN, replaced(YARN, f"rope.scaling.{field}", value))
 
 
 def test_the_same_config_twice_does_not_differ():

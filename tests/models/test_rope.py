@@ -5,7 +5,7 @@ import numpy as np
 import numpy_llama
 import pytest
 
-from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig
+from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from llama_jax.models.rope import frequencies, rotate, rotations
 
 pytestmark = pytest.mark.short
@@ -68,7 +68,15 @@ def test_angles_are_float32_at_positions_that_bfloat16_cannot_hold():
     np.testing.assert_allclose(cos_BTR[0, :3, 0], np.cos([1001, 257, 15962]), atol=1e-6)
 
 
-@pytest.mark.parametrize("scaling", [None, LinearScaling(factor=2.0), llama3(8.0).scaling])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        LinearScaling(factor=2.0),
+        llama3(8.0).scaling,
+        YarnScaling(factor=4.0, original_max_seq_len=64, beta_fast=8.0),
+    ],
+)
 def test_rotation_equals_complex_multiplication(scaling):
     rope = RopeConfig(10000.0, scaling)
     x = np.random.default_rng(0).normal(size=(1, 5, 3, 16)).astype(np.float32)
@@ -76,7 +84,8 @@ def test_rotation_equals_complex_multiplication(scaling):
     got = rotate(jnp.asarray(x), *rotations(rope, 16, jnp.asarray(positions)[None]))
     # float32 angles near 1000 are exact to 6e-5.
     np.testing.assert_allclose(got[0], numpy_llama.rotated(x[0], positions, rope), atol=2e-4)
-    np.testing.assert_array_equal(got[0, 0], x[0, 0])
+    still = np.float32(numpy_llama.magnitude(scaling)) * x[0, 0]
+    np.testing.assert_array_equal(got[0, 0], still)
 
 
 def test_scores_depend_on_distance_alone():

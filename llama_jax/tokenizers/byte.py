@@ -1,5 +1,6 @@
 """A tokenizer with one token a byte, for tests and for models without a vocabulary."""
 
+import functools
 import hashlib
 import json
 import re
@@ -10,11 +11,13 @@ from pathlib import Path
 from llama_jax.tokenizers.special import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
+    RIGHT_PAD,
     SMALL_SPECIAL_COUNT,
-    pad_token,
     special_tokens,
 )
-from llama_jax.tokenizers.tokenizer import check_allowed, check_ids, valid_unicode
+from llama_jax.tokenizers.spelling import Spelling
+from llama_jax.tokenizers.streaming import decode_all
+from llama_jax.tokenizers.tokenizer import check_allowed, valid_unicode
 
 BYTE_CLASS = "ByteTokenizer"
 
@@ -24,7 +27,6 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         self._special = special_tokens(256, SMALL_SPECIAL_COUNT)
-        self._names = {i: name.encode() for name, i in self._special.items()}
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +51,18 @@ class ByteTokenizer:
     @property
     def pad_id(self) -> int:
         """Fills rows."""
-        return pad_token(self._special)
+        return self._special[RIGHT_PAD]
+
+    @property
+    def adds_bos(self) -> bool:
+        """Documents begin with the begin token, so prompts do."""
+        return True
+
+    @functools.cached_property
+    def spelling(self) -> Spelling:
+        """Each byte as itself."""
+        names = {i: name for name, i in self._special.items()}
+        return Spelling([*(bytes([i]) for i in range(256)), *[b""] * len(names)], names)
 
     @property
     def fingerprint(self) -> str:
@@ -72,12 +85,9 @@ class ByteTokenizer:
             ids += [self._special[part]] if named else valid_unicode(part).encode()
         return [*ids, self.eos_id] if eos else ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; see `Tokenizer.decode`."""
-        ids = list(ids)
-        check_ids(ids, self.vocab_size)
-        parts = (bytes([i]) if i < 256 else self._names[i] for i in ids)
-        return b"".join(parts).decode("utf-8", "replace")
+        return decode_all(self, ids, skip_special=skip_special)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer_config.json`, all there is to tell."""

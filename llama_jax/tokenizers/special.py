@@ -32,9 +32,9 @@ def special_tokens(first_id: int, count: int) -> dict[str, int]:
     return {name: first_id + i for i, name in enumerate((*_NAMED, *spare))}
 
 
-def pad_token(special: Mapping[str, int]) -> int:
-    """The padding id.
+def pad_token(special: Mapping[str, int]) -> int | None:
+    """The padding id, or None where no token is meant for it.
 
     Llama 3 of April 2024 had not named it yet: there the same id is the third reserved one.
     """
-    return special[RIGHT_PAD] if RIGHT_PAD in special else special["<|reserved_special_token_2|>"]
+    return special.get(RIGHT_PAD, special.get("<|reserved_special_token_2|>"))

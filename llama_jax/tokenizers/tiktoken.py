@@ -22,12 +22,14 @@ from llama_jax.tokenizers.special import (
     pad_token,
     special_tokens,
 )
+from llama_jax.tokenizers.spelling import Spelling
 from llama_jax.tokenizers.splitting import (
     LLAMA3_PATTERN,
     cut_like_reference,
     set_apart_white_space,
 )
-from llama_jax.tokenizers.tokenizer import TokenizerError, check_allowed, check_ids
+from llama_jax.tokenizers.streaming import decode_all
+from llama_jax.tokenizers.tokenizer import TokenizerError, check_allowed, check_ids, require_id
 
 if TYPE_CHECKING:
     import tiktoken
@@ -74,7 +76,20 @@ class TiktokenTokenizer:
     @property
     def pad_id(self) -> int:
         """Fills rows."""
-        return pad_token(self._special)
+        return require_id(pad_token(self._special), "padding")
+
+    @property
+    def adds_bos(self) -> bool:
+        """Llama 3's prompts begin with the begin token, and so do our own documents."""
+        return True
+
+    @functools.cached_property
+    def spelling(self) -> Spelling:
+        """The bytes of each token."""
+        pieces = [b""] * self.vocab_size
+        for token, rank in self.ranks.items():
+            pieces[rank] = token
+        return Spelling(pieces, {i: name for name, i in self._special.items()})
 
     @property
     def fingerprint(self) -> str:
@@ -104,8 +119,10 @@ class TiktokenTokenizer:
             ids += encoding.encode(piece, allowed_special=allowed_special, disallowed_special=())
         return [*ids, self.eos_id] if eos else ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`; see `Tokenizer.decode`."""
+        if skip_special:
+            return decode_all(self, ids, skip_special=True)
         ids = list(ids)
         check_ids(ids, self.vocab_size)
         return self._encoding.decode(ids, errors="replace")

@@ -5,6 +5,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from llama_jax.tokenizers.spelling import Spelling
+
 
 class TokenizerError(ValueError):
     """A tokenizer file, text or id that can't be used; `str(error)` is one line."""
@@ -30,7 +32,11 @@ class Tokenizer(Protocol):
 
     @property
     def bos_id(self) -> int:
-        """Begins every document."""
+        """Begins every document.
+
+        Raises:
+          TokenizerError: the vocabulary names no such token; so for `eos_id` and `pad_id`.
+        """
         ...
 
     @property
@@ -41,6 +47,16 @@ class Tokenizer(Protocol):
     @property
     def pad_id(self) -> int:
         """Fills rows; never a token that ends text."""
+        ...
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether this vocabulary's models expect plain prompts to begin with `bos_id`."""
+        ...
+
+    @property
+    def spelling(self) -> Spelling:
+        """How ids are written; `StreamDecoder` works from it."""
         ...
 
     @property
@@ -63,8 +79,8 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens spelled out; broken UTF-8 becomes U+FFFD.
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of `ids`, special tokens spelled out or skipped; broken UTF-8 becomes U+FFFD.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
@@ -72,7 +88,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write into `folder` what `load_tokenizer(folder)` reads."""
+        """Write into `folder` what `load_tokenizer(folder)` and other projects read."""
         ...
 
 
@@ -86,6 +102,13 @@ def check_allowed(allowed: AbstractSet[str], special: Mapping[str, int]) -> None
     unknown = sorted(set(allowed) - set(special))
     if unknown:
         raise TokenizerError(f"'{unknown[0]}' is not a special token of this tokenizer")
+
+
+def require_id(token_id: int | None, what: str) -> int:
+    """`token_id`, or `TokenizerError` where the vocabulary has no such token, e.g. `padding`."""
+    if token_id is None:
+        raise TokenizerError(f"this tokenizer has no {what} token")
+    return token_id
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:

@@ -1,0 +1,188 @@
+"""From an opened checkpoint to a model on a mesh, each tensor straight into its shards.
+
+The one place that knows the model's own layout. The stacked arrays are made on the devices and
+filled layer by layer, so the host holds two layers' worth of one tensor and no more. L layers.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llama_jax.config.run import ExecutionConfig
+from llama_jax.interchange.checking import check_structure, check_values
+from llama_jax.interchange.source import InterchangeError, Source
+from llama_jax.interchange.tensors import EMBEDDING, Shape, StoredTensor, input_dims
+from llama_jax.models.init import abstract_model
+from llama_jax.models.llama import Llama
+
+# Called with the bytes read so far and those of all tensors.
+Progress = Callable[[int, int], None]
+Path = tuple[str, ...]
+
+
+def load_model(
+    source: Source, execution: ExecutionConfig, mesh: Mesh, *, progress: Progress | None = None
+) -> Llama:
+    """The model of an opened checkpoint, its parameters on the mesh in `execution.param_dtype`.
+
+    A host reads only the slices that its devices hold (and its share of all tensors once before,
+    looking for NaN).
+
+    Raises:
+      InterchangeError: a tensor that is missing, too many, misshapen or holds NaN; before any
+        device memory is taken.
+      ConfigError: the mesh doesn't divide a parameter.
+    """
+    graphdef, abstract = abstract_model(source.config, execution, mesh)
+    check_structure(source)
+    _check_values_together(source)
+    restore = getattr(source, "restore", None)
+    if restore is not None:
+        return nnx.merge(graphdef, restore(abstract))
+    report = _Counter(source, progress)
+    with jax.set_mesh(mesh):
+        params = [
+            (path, leaf.replace(_load(source, tuple(map(str, path)), leaf.get_value(), report)))
+            for path, leaf in nnx.to_flat_state(abstract)
+        ]
+    return nnx.merge(graphdef, nnx.from_flat_state(params))
+
+
+class Layout:
+    """How one parameter, without the leading layers, lies in its canonical tensor.
+
+    A parameter is [in..., out...], its tensor [out, in] with each group of dims made one; the
+    embedding is the same in both, a vector has only outputs.
+    """
+
+    def __init__(self, path: Path, shape: Shape) -> None:
+        self.shape = shape
+        self.inputs = input_dims(path)
+        self.plain = self.inputs == 0 and len(shape) == 2 and path[-1] == EMBEDDING
+
+    def slices(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """The part of the tensor that a shard of the parameter comes from."""
+        bounds = [slice(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
+        if self.plain:
+            return tuple(bounds)
+        outputs = self._merged(bounds, self.inputs, len(bounds))
+        return (outputs, self._merged(bounds, 0, self.inputs)) if self.inputs else (outputs,)
+
+    def from_tensor(self, values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
+        """That part in the parameter's own dims: a view, nothing is moved."""
+        shape = [len(range(*part.indices(n))) for part, n in zip(index, self.shape, strict=True)]
+        return values.reshape(shape) if self.plain else values.T.reshape(shape)
+
+    def to_tensor(self, values: np.ndarray) -> np.ndarray:
+        """The inverse for a whole parameter: a view."""
+        if self.plain:
+            return values
+        inputs, outputs = math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
+        return values.reshape(inputs, outputs).T if self.inputs else values.reshape(outputs)
+
+    def _merged(self, bounds: list[slice], first: int, end: int) -> slice:
+        rest = math.prod(self.shape[first + 1 : end])
+        whole = all(bounds[i] == slice(0, self.shape[i], 1) for i in range(first + 1, end))
+        assert whole, "only the first dim of a group is split: heads stay whole"
+        return slice(bounds[first].start * rest, bounds[first].stop * rest)
+
+
+def _load(source: Source, path: Path, leaf: jax.ShapeDtypeStruct, report: "_Counter") -> jax.Array:
+    sharding = leaf.sharding
+    assert isinstance(sharding, NamedSharding)
+    if path[0] != "layers":
+        layout = Layout(path, leaf.shape)
+        part = _part(source.tensors[".".join(path)], layout, sharding, report)
+        return part if part.dtype == leaf.dtype else _cast(part, leaf.dtype)
+    names = [".".join(("layers", str(i), *path[1:])) for i in range(leaf.shape[0])]
+    layout = Layout(path, leaf.shape[1:])
+    of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    read = functools.partial(_part, layout=layout, sharding=of_layer, report=report)
+    stack = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
+    for number, part in enumerate(_one_ahead(read, [source.tensors[name] for name in names])):
+        # Waited for, or the parts of many layers would queue up in memory.
+        stack = jax.block_until_ready(_insert(stack, part, number))
+    return stack
+
+
+def _part(
+    tensor: StoredTensor, layout: Layout, sharding: NamedSharding, report: "_Counter"
+) -> jax.Array:
+    """One tensor in the parameter's dims and its own dtype; each slice is read once a host."""
+    read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        slices = layout.slices(index)
+        place = tuple((part.start, part.stop) for part in slices)
+        if place not in read:
+            values = layout.from_tensor(tensor.read(slices), index)
+            # A contiguous array might be taken over as it is: the parameter would be the file.
+            read[place] = values.copy() if values.flags.c_contiguous else values
+        return read[place]
+
+    part = jax.make_array_from_callback(layout.shape, sharding, shard, dtype=tensor.dtype)
+    report.add(tensor.nbytes)
+    return part
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(stack: jax.Array, part: jax.Array, layer: jax.Array | int) -> jax.Array:
+    """`stack` with its `layer`-th slice replaced, in place; cast where the parts' memory is."""
+    return jax.lax.dynamic_update_index_in_dim(stack, part.astype(stack.dtype), layer, axis=0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(part: jax.Array, dtype: Any) -> jax.Array:
+    return part.astype(dtype)
+
+
+def _one_ahead(read: Callable[[StoredTensor], jax.Array], tensors: Sequence[StoredTensor]
+               ) -> Iterator[jax.Array]:  # fmt: skip
+    """`read` of each tensor, the next one being read while the caller uses this one."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, tensors[0])
+        for following in (*tensors[1:], None):
+            part = ahead.result()
+            if following is not None:
+                ahead = pool.submit(read, following)
+            yield part
+
+
+class _Counter:
+    """Bytes read so far, told to the caller."""
+
+    def __init__(self, source: Source, progress: Progress | None) -> None:
+        self._total = sum(tensor.nbytes for tensor in source.tensors.values())
+        self._done, self._progress = 0, progress
+
+    def add(self, size: int) -> None:
+        self._done += size
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _check_values_together(source: Source) -> None:
+    """Each process looks at its share; all of them stop where one finds a NaN."""
+    error: InterchangeError | None = None
+    try:
+        check_values(source, index=jax.process_index(), count=jax.process_count())
+    except InterchangeError as found:
+        error = found
+    if jax.process_count() > 1:
+        flags = multihost_utils.process_allgather(np.asarray(error is not None))
+        if error is None and flags.any():
+            raise InterchangeError(
+                f"{source.path}: process {int(flags.argmax())} found a NaN in its share"
+            )
+    if error is not None:
+        raise error

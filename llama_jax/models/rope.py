@@ -14,8 +14,7 @@ from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig, Yar
 
 
 def frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
-    """float32 [R]: radians a position of each pair, scaling applied."""
-    # Worked out in float64 and rounded once.
+    """float64 [R]: radians a position of each pair, scaling applied."""
     plain_R = config.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     match config.scaling:
         case None:
@@ -26,7 +25,7 @@ def frequencies(config: RopeConfig, head_dim: int) -> np.ndarray:
             scaled_R = _llama3(config.scaling, plain_R)
         case YarnScaling():
             scaled_R = _yarn(config.scaling, config.theta, plain_R)
-    return scaled_R.astype(np.float32)
+    return scaled_R
 
 
 def _llama3(scaling: Llama3Scaling, plain_R: np.ndarray) -> np.ndarray:
@@ -64,14 +63,30 @@ def _magnitude(scaling: LinearScaling | Llama3Scaling | YarnScaling | None) -> f
 def rotations(
     config: RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, float32 [B, T, R].
+    """Cosines and sines, float32 [B, T, R], right to 1e-6 at every position.
 
     float32 whatever the compute dtype: bfloat16 holds whole positions exactly only to 256.
     """
-    angles_BTR = positions_BT.astype(jnp.float32)[..., None] * frequencies(config, head_dim)
+    angles_BTR = _angles(frequencies(config, head_dim), positions_BT)
     cos_BTR, sin_BTR = jnp.cos(angles_BTR), jnp.sin(angles_BTR)
     magnitude = _magnitude(config.scaling)
     return (cos_BTR, sin_BTR) if magnitude == 1.0 else (magnitude * cos_BTR, magnitude * sin_BTR)
+
+
+def _angles(radians_R: np.ndarray, positions_BT: jax.Array) -> jax.Array:
+    """Position times frequency, less whole turns: float32 [B, T, R] from -pi to pi.
+
+    A float32 product is off by 0.01 radians at position 131,071. Here a frequency is a fraction of
+    a turn in 48-bit fixed point, and unsigned overflow drops the whole turns exactly.
+    """
+    turns_R = np.mod(radians_R / (2 * math.pi), 1.0)
+    fixed_R = np.round(turns_R * 2.0**48).astype(np.uint64)
+    high_R, low_R = (fixed_R >> 16).astype(np.uint32), (fixed_R & 0xFFFF).astype(np.uint32)
+    place_BT1 = positions_BT.astype(jnp.uint32)[..., None]
+    # The low word's product has 48 bits; its top 32, in two parts, carry into the high word's.
+    carry_BTR = (place_BT1 >> 16) * low_R + (((place_BT1 & 0xFFFF) * low_R) >> 16)
+    turn_BTR = (place_BT1 * high_R + carry_BTR).astype(jnp.int32)
+    return turn_BTR.astype(jnp.float32) * np.float32(2 * math.pi / 2**32)
 
 
 def rotate(x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array) -> jax.Array:

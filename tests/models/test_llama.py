@@ -18,6 +18,7 @@ from llama_jax.config.run import ExecutionConfig
 from llama_jax.models.llama import Llama
 
 LOGITS = 2e-5
+GRADIENT = 1e-5  # of the largest entry: float32 sums in another order, over large weights
 
 CONFIGS = {
     "untied, grouped, llama3": CONFIG,
@@ -161,7 +162,7 @@ def test_how_it_is_executed_changes_no_loss_and_no_gradient(execution):
     assert got == pytest.approx(wanted, rel=1e-6)
     for name, grad in grads.items():
         scale = np.abs(wanted_grads[name]).max()
-        np.testing.assert_allclose(grad, wanted_grads[name], atol=3e-6 * scale, err_msg=name)
+        np.testing.assert_allclose(grad, wanted_grads[name], atol=GRADIENT * scale, err_msg=name)
 
 
 def saved_bytes(execution):

@@ -69,6 +69,19 @@ def test_angles_are_float32_at_positions_that_bfloat16_cannot_hold():
 
 
 @pytest.mark.parametrize(
+    ("rope", "head_dim"),
+    [(PLAIN, 128), (llama3(8.0), 128), (llama3(32.0), 64), (llama3(32.0), 128)],
+    ids=["3", "3.1", "3.2 1B", "3.2 3B"],
+)
+def test_rotations_are_float64s_at_every_position_to_131_071(rope, head_dim):
+    positions = np.concatenate([np.arange(0, 131_072, 997), [1, 2, 8191, 65_535, 65_536, 131_071]])
+    cos_BTR, sin_BTR = rotations(rope, head_dim, jnp.asarray(positions)[None])
+    turn = np.exp(1j * np.outer(positions, numpy_llama.inverse_wavelengths(rope, head_dim)))
+    np.testing.assert_allclose(cos_BTR[0], turn.real, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(sin_BTR[0], turn.imag, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     "scaling",
     [
         None,
@@ -82,8 +95,7 @@ def test_rotation_equals_complex_multiplication(scaling):
     x = np.random.default_rng(0).normal(size=(1, 5, 3, 16)).astype(np.float32)
     positions = np.array([0, 1, 7, 100, 1000])
     got = rotate(jnp.asarray(x), *rotations(rope, 16, jnp.asarray(positions)[None]))
-    # float32 angles near 1000 are exact to 6e-5.
-    np.testing.assert_allclose(got[0], numpy_llama.rotated(x[0], positions, rope), atol=2e-4)
+    np.testing.assert_allclose(got[0], numpy_llama.rotated(x[0], positions, rope), atol=5e-6)
     still = np.float32(numpy_llama.magnitude(scaling)) * x[0, 0]
     np.testing.assert_array_equal(got[0, 0], still)
 

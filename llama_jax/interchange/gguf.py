@@ -127,18 +127,17 @@ def _llama3(header: GGUFHeader) -> Llama3Scaling | None:
 
 
 def _stored(tensor: GGUFTensor, head_dim: int) -> StoredTensor:
-    name = from_gguf_name(tensor.name) or tensor.name
-    permuted = from_gguf_name(tensor.name) is not None and head_rows(name)
+    known = from_gguf_name(tensor.name)
+    permuted = known is not None and head_rows(known)
+    read = partial(gguf_blocks.read_part, tensor)
     return StoredTensor(
-        name=name,
+        name=known or tensor.name,
         stored_name=tensor.name,
         file=str(tensor.file),
         shape=tensor.shape,
         dtype=gguf_blocks.dtype_of(tensor),
         kind=tensor.kind.name,
-        read=partial(_read_heads, tensor, head_dim)
-        if permuted
-        else partial(gguf_blocks.read_part, tensor),  # fmt: skip
+        read=partial(_read_heads, tensor, head_dim) if permuted else read,
         has_nan=partial(gguf_blocks.has_nan, tensor),
     )
 

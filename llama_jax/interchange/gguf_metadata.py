@@ -39,7 +39,6 @@ _HEAD_DIMS = (
 _SCALING = "llama.rope.scaling."
 # What llama3 scaling was made from: ours, passed over by others, who use the divisors.
 LLAMA3 = "llama_jax.rope.scaling."
-_LLAMA3_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 # Keys that may be there, with the values at which they change nothing (None: whatever it is).
 _NEUTRAL: dict[str, tuple[Any, ...] | None] = {
     "llama.tensor_data_layout": None,
@@ -122,7 +121,7 @@ def fields_from_config(config: ModelConfig) -> dict[str, Any]:
     """The inverse: keys and values, floats still to be rounded to float32."""
     fields: dict[str, Any] = {key: getattr(config, field) for field, key in _SIZES.items()}
     fields |= {_VOCAB_SIZE: config.vocab_size, _KV_HEADS: config.num_kv_heads}
-    fields |= {key: config.head_dim for key in _HEAD_DIMS}
+    fields |= dict.fromkeys(_HEAD_DIMS, config.head_dim)
     fields |= {_NORM_EPS: config.norm_eps, _THETA: config.rope.theta}
     match config.rope.scaling:
         case None:
@@ -150,8 +149,10 @@ def stated_llama3(fields: Mapping[str, Any]) -> Llama3Scaling | None:
     if LLAMA3 + "factor" not in fields:
         return None
     return Llama3Scaling(
+        factor=_exact(fields, LLAMA3 + "factor"),
         original_max_seq_len=_whole(fields, LLAMA3 + "original_context_length"),
-        **{key: _exact(fields, LLAMA3 + key) for key in _LLAMA3_FACTORS},
+        low_freq_factor=_exact(fields, LLAMA3 + "low_freq_factor"),
+        high_freq_factor=_exact(fields, LLAMA3 + "high_freq_factor"),
     )
 
 
@@ -248,8 +249,12 @@ def _yarn_fields(scaling: YarnScaling) -> dict[str, Any]:
 
 
 def _llama3_fields(scaling: Llama3Scaling) -> dict[str, Any]:
-    fields = {LLAMA3 + key: getattr(scaling, key) for key in _LLAMA3_FACTORS}
-    return fields | {LLAMA3 + "original_context_length": scaling.original_max_seq_len}
+    return {
+        LLAMA3 + "factor": scaling.factor,
+        LLAMA3 + "original_context_length": scaling.original_max_seq_len,
+        LLAMA3 + "low_freq_factor": scaling.low_freq_factor,
+        LLAMA3 + "high_freq_factor": scaling.high_freq_factor,
+    }
 
 
 def _temperature(factor: float) -> float:

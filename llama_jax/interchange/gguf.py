@@ -29,7 +29,7 @@ from llama_jax.interchange.tensors import (
 )
 from llama_jax.tokenizers import Tokenizer
 
-_CHAT_TEMPLATE = "tokenizer.chat_template"
+CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def open_gguf(path: Path) -> GGUFSource:
         path=header.path,
         config=config,
         tensors={tensor.name: tensor for tensor in tensors},
-        chat_template=header.fields.get(_CHAT_TEMPLATE),
+        chat_template=header.fields.get(CHAT_TEMPLATE),
         generation=generation,
         fields=header.fields,
     )

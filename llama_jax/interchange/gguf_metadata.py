@@ -63,14 +63,18 @@ _KNOWN = {
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
     *(_SCALING + key for key in ("yarn_beta_fast", "yarn_beta_slow")),
 }
-_STOP_IDS = ("eos", "eot", "eom")
+_EOS, _EOT, _EOM = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+# Texts of tokens that end a message but not the turn: a tool's result is to follow.
+_MESSAGE_ENDS = ("<|eom_id|>", "<|eom|>")
+# All of them, where those three keys don't say it: ours.
+_STOP_IDS = "llama_jax.stop_token_ids"
 _SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_p": "general.sampling.top_p",
     "min_p": "general.sampling.min_p",
     "repetition_penalty": "general.sampling.penalty_repeat",
 }
-_TOP_K = "general.sampling.top_k"
+TOP_K = "general.sampling.top_k"
 
 
 def config_from_fields(
@@ -158,12 +162,12 @@ def stated_llama3(fields: Mapping[str, Any]) -> Llama3Scaling | None:
 
 def generation_from_fields(fields: Mapping[str, Any]) -> GenerationDefaults:
     """Stop ids (end of text, of turn and of message) and sampling defaults, where said."""
-    stops = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in _STOP_IDS)
+    stops = fields.get(_STOP_IDS) or [fields.get(key) for key in (_EOS, _EOT, _EOM)]
     return GenerationDefaults(
         stop_ids=frozenset(token_id for token_id in stops if token_id is not None),
         bos_id=fields.get("tokenizer.ggml.bos_token_id"),
         pad_id=fields.get("tokenizer.ggml.padding_token_id"),
-        top_k=fields.get(_TOP_K),
+        top_k=fields.get(TOP_K),
         **{field: _real(fields, key) for field, key in _SAMPLING.items() if key in fields},
     )
 
@@ -171,8 +175,21 @@ def generation_from_fields(fields: Mapping[str, Any]) -> GenerationDefaults:
 def fields_from_generation(defaults: GenerationDefaults) -> dict[str, Any]:
     """Sampling defaults; the ids are told with the vocabulary."""
     values = {key: getattr(defaults, field) for field, key in _SAMPLING.items()}
-    values[_TOP_K] = defaults.top_k
+    values[TOP_K] = defaults.top_k
     return {key: value for key, value in values.items() if value is not None}
+
+
+def stop_fields(stop_ids: frozenset[int], vocabulary: Mapping[str, Any]) -> dict[str, Any]:
+    """The stop ids that a vocabulary's fields don't say yet (its end of text)."""
+    eos, texts = vocabulary.get(_EOS), vocabulary["tokenizer.ggml.tokens"]
+    others = sorted(stop_ids - {eos})
+    eom = next((token_id for token_id in others if texts[token_id] in _MESSAGE_ENDS), None)
+    eot = next((token_id for token_id in others if token_id != eom), None)
+    ends = ((_EOT, eot), (_EOM, eom))
+    fields: dict[str, Any] = {key: value for key, value in ends if value is not None}
+    if stop_ids and stop_ids != {eos, eot, eom} - {None}:
+        fields[_STOP_IDS] = sorted(stop_ids)
+    return fields
 
 
 def _check_known(fields: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_jax.tokenizers.merges import merges_of
 from llama_jax.tokenizers.special import BEGIN_OF_TEXT, END_OF_TEXT
 from llama_jax.tokenizers.splitting import LLAMA3_PATTERN
 
@@ -35,7 +36,7 @@ def make_hugging_face(tokenizer: "TiktokenTokenizer") -> "tokenizers.Tokenizer":
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     # A piece that is a token itself is looked up before any merging, as tiktoken does.
-    vocab, merges = _vocab_and_merges(tokenizer.ranks)
+    vocab, merges = vocab_and_merges(tokenizer.ranks)
     made = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     made.pre_tokenizer = make_pre_tokenizer()  # type: ignore[assignment]
     made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -67,20 +68,15 @@ def special_from_config(table: Mapping[str, Any]) -> dict[str, int]:
     return {entry["content"]: int(token_id) for token_id, entry in added.items()}
 
 
-def _vocab_and_merges(
+def vocab_and_merges(
     ranks: Mapping[bytes, int],
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Every pair of tokens that makes a token, in the order in which tiktoken would join them."""
+    """Tokens in GPT-2's letters, and the merges that tiktoken would do, first ones first."""
     letters = byte_letters()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    merges = []
-    for token in sorted(ranks, key=ranks.__getitem__):
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        pairs = [(a, b) for a, b in cuts if a in ranks and b in ranks]
-        # Pairs of one token tie in tiktoken, where the leftmost wins; here one has to come first.
-        pairs.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-        merges += [(spelled[a], spelled[b]) for a, b in pairs]
-    return {spelled[token]: rank for token, rank in ranks.items()}, merges
+    merges = merges_of(sorted(ranks, key=ranks.__getitem__), ranks)
+    vocab = {spelled[token]: rank for token, rank in ranks.items()}
+    return vocab, [(spelled[a], spelled[b]) for a, b in merges]
 
 
 def _config_table(tokenizer: "TiktokenTokenizer") -> dict[str, Any]:

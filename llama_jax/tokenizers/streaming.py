@@ -64,9 +64,9 @@ class StreamDecoder:
             check_ids([token_id], len(pieces))
         piece = pieces[token_id]
         if self._at_start:
-            kept = piece.removeprefix(b" ")
-            self._at_start = self._spelling.leading == "all" and not kept
-            piece = kept
+            dropped = token_id not in self._spelling.bytes_as_such and piece.startswith(b" ")
+            piece = piece[1:] if dropped else piece
+            self._at_start = self._spelling.leading == "all" and not piece
         return piece
 
 

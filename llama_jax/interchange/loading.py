@@ -1,11 +1,10 @@
 """From an opened checkpoint to a model on a mesh, each tensor straight into its shards.
 
-The one place that knows the model's own layout. The stacked arrays are made on the devices and
+The stacked arrays are made on the devices and
 filled layer by layer, so the host holds two layers' worth of one tensor and no more. L layers.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,8 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.interchange.checking import check_structure, check_values
+from llama_jax.interchange.layout import Layout
 from llama_jax.interchange.source import InterchangeError, Source
-from llama_jax.interchange.tensors import EMBEDDING, Shape, StoredTensor, input_dims
+from llama_jax.interchange.tensors import StoredTensor
 from llama_jax.models.init import abstract_model
 from llama_jax.models.llama import Llama
 
@@ -55,45 +55,6 @@ def load_model(
             for path, leaf in nnx.to_flat_state(abstract)
         ]
     return nnx.merge(graphdef, nnx.from_flat_state(params))
-
-
-class Layout:
-    """How one parameter, without the leading layers, lies in its canonical tensor.
-
-    A parameter is [in..., out...], its tensor [out, in] with each group of dims made one; the
-    embedding is the same in both, a vector has only outputs.
-    """
-
-    def __init__(self, path: Path, shape: Shape) -> None:
-        self.shape = shape
-        self.inputs = input_dims(path)
-        self.plain = self.inputs == 0 and len(shape) == 2 and path[-1] == EMBEDDING
-
-    def slices(self, index: tuple[slice, ...]) -> tuple[slice, ...]:
-        """The part of the tensor that a shard of the parameter comes from."""
-        bounds = [slice(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
-        if self.plain:
-            return tuple(bounds)
-        outputs = self._merged(bounds, self.inputs, len(bounds))
-        return (outputs, self._merged(bounds, 0, self.inputs)) if self.inputs else (outputs,)
-
-    def from_tensor(self, values: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        """That part in the parameter's own dims: a view, nothing is moved."""
-        shape = [len(range(*part.indices(n))) for part, n in zip(index, self.shape, strict=True)]
-        return values.reshape(shape) if self.plain else values.T.reshape(shape)
-
-    def to_tensor(self, values: np.ndarray) -> np.ndarray:
-        """The inverse for a whole parameter: a view."""
-        if self.plain:
-            return values
-        inputs, outputs = math.prod(self.shape[: self.inputs]), math.prod(self.shape[self.inputs :])
-        return values.reshape(inputs, outputs).T if self.inputs else values.reshape(outputs)
-
-    def _merged(self, bounds: list[slice], first: int, end: int) -> slice:
-        rest = math.prod(self.shape[first + 1 : end])
-        whole = all(bounds[i] == slice(0, self.shape[i], 1) for i in range(first + 1, end))
-        assert whole, "only the first dim of a group is split: heads stay whole"
-        return slice(bounds[first].start * rest, bounds[first].stop * rest)
 
 
 def _load(source: Source, path: Path, leaf: jax.ShapeDtypeStruct, report: "_Counter") -> jax.Array:

@@ -1,0 +1,101 @@
+"""Any checkpoint by its path: what it is, is said by what lies there."""
+
+from pathlib import Path
+
+from llama_jax.interchange import orbax, run_checkpoint
+from llama_jax.interchange.hugging_face import CONFIG_FILE, HuggingFaceSource
+from llama_jax.interchange.source import InterchangeError, Source
+
+HUB = "hf://"
+# Everything of a repository that a source reads; its pickles and other frameworks' files stay.
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+_LOOKED_FOR = (
+    "config.json (Hugging Face), params.json (Meta), *.gguf, model.toml (converted), "
+    "config.toml with checkpoints/ (a run)"
+)
+
+
+def open_source(path: str | Path) -> Source:
+    """The checkpoint at `path`; reads headers and configs alone.
+
+    Args:
+      path: a Hugging Face folder, a Meta folder, a GGUF file or a folder with one, a folder that
+        `convert --to orbax` made, a run's folder or one of its `checkpoints/step_N`, or
+        `hf://org/name[@revision]`.
+
+    Raises:
+      InterchangeError: nothing that is known lies there, or files at fault.
+      ConfigError: a config that isn't a Llama's or can't be used.
+    """
+    if str(path).startswith(HUB):
+        path = _download(str(path))
+    path = Path(path)
+    kind = recognise(path)
+    if kind is None:
+        what = "no such file or folder" if not path.exists() else f"looked for {_LOOKED_FOR}"
+        raise InterchangeError(f"{path}: {what}")
+    return _open(kind, path)
+
+
+def recognise(path: Path) -> str | None:
+    """ "hf", "meta", "gguf", "orbax" or "run" by what lies at `path`; None for none of these."""
+    if path.is_file():
+        return "gguf" if path.suffix == ".gguf" else None
+    if run_checkpoint.run_of_checkpoint(path.absolute()) and (path / "state").is_dir():
+        return "run"
+    if (path / orbax.MODEL_FILE).is_file():
+        return "orbax"
+    config = path / run_checkpoint.CONFIG_FILE
+    if config.is_file() and (path / run_checkpoint.CHECKPOINTS_FOLDER).is_dir():
+        return "run"
+    if (path / CONFIG_FILE).is_file():
+        return "hf"
+    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
+        return "meta"
+    return "gguf" if any(path.glob("*.gguf")) else None
+
+
+def _open(kind: str, path: Path) -> Source:
+    # Readers that need further packages are imported when their files are met.
+    if kind == "gguf":
+        from llama_jax.interchange.gguf import open_gguf
+
+        return open_gguf(path if path.is_file() else _only_gguf(path))
+    if kind == "meta":
+        from llama_jax.interchange.meta import open_meta
+
+        return open_meta(path)
+    if kind == "run":
+        run_dir, step = run_checkpoint.run_of_checkpoint(path.absolute()) or (path, None)
+        return run_checkpoint.RunSource(run_dir, step)
+    return orbax.OrbaxSource(path) if kind == "orbax" else HuggingFaceSource(path)
+
+
+def _only_gguf(folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    # Of a split file any part stands for all of them.
+    first = [file for file in files if "-of-" not in file.stem or "-00001-of-" in file.stem]
+    if len(first) != 1:
+        names = ", ".join(file.name for file in files)
+        raise InterchangeError(f"{folder}: several GGUF files, name one of them: {names}")
+    return first[0]
+
+
+def _download(address: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = address.removeprefix(HUB).partition("@")
+    if name.count("/") != 1:
+        raise InterchangeError(
+            f"{address}: not of the form hf://org/name or hf://org/name@revision"
+        )
+    try:
+        return snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=list(_HUB_FILES),
+            ignore_patterns="*/*",
+        )
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        raise InterchangeError(f"{address}: {type(error).__name__}: {line}") from error

@@ -1,0 +1,94 @@
+"""A training run's own checkpoint as a source: its parameters alone, never the moments."""
+
+import re
+from pathlib import Path
+
+from flax import nnx
+
+from llama_jax.config.files import load_run_config
+from llama_jax.config.model import ModelConfig
+from llama_jax.interchange.generation_defaults import GenerationDefaults
+from llama_jax.interchange.orbax_arrays import StackedArrays
+from llama_jax.interchange.tensors import InterchangeError
+from llama_jax.tokenizers import Tokenizer, load_tokenizer
+
+# As training/run.py names them.
+CONFIG_FILE, CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "config.toml", "checkpoints", "tokenizer"
+_STEP = re.compile(r"step_(\d+)")
+
+
+class RunSource:
+    """A `Source` over one checkpoint of a run."""
+
+    format = "run"
+    chat_template = None
+
+    def __init__(self, run_dir: Path, step: int | None = None) -> None:
+        """Open the checkpoint of `step`, by default the newest.
+
+        Raises:
+          ConfigError: a wrong `config.toml`.
+          InterchangeError: no such checkpoint, or one that can't be read.
+        """
+        self.run_dir = run_dir.absolute()
+        self.config: ModelConfig = load_run_config(str(run_dir / CONFIG_FILE)).model
+        self.step = _chosen(run_dir, step)
+        self.path = run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}"
+        self._arrays = StackedArrays(
+            self.run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}" / "state",
+            self.config,
+            prefix="params.",
+        )
+        self.tensors = self._arrays.tensors()
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        """A pretraining run's texts end with the end token, and nothing else ends them."""
+        tokenizer = self.load_tokenizer()
+        return GenerationDefaults(
+            stop_ids=frozenset({tokenizer.eos_id}),
+            bos_id=tokenizer.bos_id,
+            pad_id=tokenizer.pad_id,
+        )
+
+    def stored_name(self, name: str) -> str:
+        """The canonical one."""
+        return name
+
+    def load_tokenizer(self) -> Tokenizer:
+        """That of the run."""
+        return load_tokenizer(self.run_dir / TOKENIZER_FOLDER)
+
+    def restore(self, abstract: nnx.State) -> nnx.State:
+        """All parameters at once, straight into their shards."""
+        return self._arrays.restore(abstract)
+
+
+def steps(run_dir: Path) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    folder = run_dir / CHECKPOINTS_FOLDER
+    if not folder.is_dir():
+        return []
+    # One being written has a longer name until it is complete.
+    names = (_STEP.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def run_of_checkpoint(path: Path) -> tuple[Path, int] | None:
+    """The run and step of `RUN/checkpoints/step_N`, or None where `path` isn't such a folder."""
+    found = _STEP.fullmatch(path.name)
+    if found is None or path.parent.name != CHECKPOINTS_FOLDER:
+        return None
+    return path.parent.parent, int(found[1])
+
+
+def _chosen(run_dir: Path, step: int | None) -> int:
+    known = steps(run_dir)
+    if not known:
+        raise InterchangeError(f"{run_dir / CHECKPOINTS_FOLDER}: no complete checkpoint")
+    if step is not None and step not in known:
+        raise InterchangeError(
+            f"{run_dir / CHECKPOINTS_FOLDER}: no step {step}; there are "
+            f"{', '.join(map(str, known))}"
+        )
+    return known[-1] if step is None else step

@@ -82,13 +82,12 @@ def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: Sequence[Piece]) -> tuple[list[int], list[bool]]:
-    # Joined before surrogates are repaired: a pair may be spread over two pieces.
-    whole = valid_unicode("".join(piece.text for piece in texts))
-    ids = tokenizer.encode(whole)
+    parts = [valid_unicode(piece.text) for piece in texts]
+    ids = tokenizer.encode("".join(parts))
     if len({piece.written for piece in texts}) == 1:
         return ids, [texts[0].written] * len(ids)
-    ends = list(itertools.accumulate(len(piece.text.encode("utf-8", "replace")) for piece in texts))
-    starts = _token_starts(tokenizer, ids, len(whole.encode()))
+    ends = list(itertools.accumulate(len(part.encode()) for part in parts))
+    starts = _token_starts(tokenizer, ids, ends[-1])
     # An empty piece has no tokens: bisect_right steps over it.
     places = (min(bisect.bisect_right(ends, start), len(texts) - 1) for start in starts)
     return ids, [texts[place].written for place in places]

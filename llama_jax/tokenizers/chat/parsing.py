@@ -31,7 +31,7 @@ _ENDS: Mapping[str, StopReason] = {
     "</s>": "end_of_turn",
 }
 _PYTHON_TAG = "<|python_tag|>"
-_FUNCTION_TAG = re.compile(r"<function=([^>{}]+)>(\{.*?\})</function>", re.DOTALL)
+_FUNCTION_TAG = re.compile(r"<function=([^>{}]+)>(\{.*?\})(?:</function>|\s*\Z)", re.DOTALL)
 _TOOL_CALL_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _BUILTIN_CALL = re.compile(r'\b(\w+)\.call\(query="([^"]*)"\)')
 
@@ -50,12 +50,13 @@ class Reply:
         return Message("assistant", self.content, self.tool_calls, ends)
 
 
-def parse_reply(text: str, *, stop: str | None = None) -> Reply:
+def parse_reply(text: str, *, stop: str | None = None, parallel: bool = True) -> Reply:
     """Read a reply, with or without its header and its end token.
 
     Args:
       text: what the model wrote.
       stop: the end token that generation removed, where it ended by one.
+      parallel: read every call of the text; the reference keeps the first alone.
     """
     text = text.strip(" ")
     for header in _HEADERS:
@@ -70,7 +71,7 @@ def parse_reply(text: str, *, stop: str | None = None) -> Reply:
     content, calls = _find_calls(text)
     if not calls and is_code:
         return Reply("", reason, (ToolCall(CODE_INTERPRETER, {"code": text}),))
-    return Reply(content, reason, tuple(calls))
+    return Reply(content, reason, tuple(calls if parallel else calls[:1]))
 
 
 def _find_calls(text: str) -> tuple[str, list[ToolCall]]:

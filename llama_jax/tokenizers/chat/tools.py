@@ -5,6 +5,7 @@ trained on them.
 """
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -208,16 +209,21 @@ Here is a list of functions in JSON format that you can invoke.
 
 
 def _as_python(tools: Sequence[Tool]) -> str:
-    return _PYTHON_HEAD + json.dumps([_python_function(tool) for tool in tools], indent=4)
+    listed = ",\n".join(textwrap.indent(_python_function(tool), " " * 4) for tool in tools)
+    return f"{_PYTHON_HEAD}[\n{listed}\n]"
 
 
-def _python_function(tool: Tool) -> dict[str, Any]:
-    return {
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": {
-            "type": "dict",
-            "required": [name for name, one in tool.parameters.items() if one.required],
-            "properties": {name: _property(one) for name, one in tool.parameters.items()},
-        },
-    }
+def _python_function(tool: Tool) -> str:
+    properties = {name: _property(one) for name, one in tool.parameters.items()}
+    required = [name for name, one in tool.parameters.items() if one.required]
+    described = textwrap.indent(json.dumps(properties, indent=4), " " * 8).lstrip()
+    return f"""\
+{{
+    "name": {json.dumps(tool.name)},
+    "description": {json.dumps(tool.description)},
+    "parameters": {{
+        "type": "dict",
+        "required": {json.dumps(required)},
+        "properties": {described}
+    }}
+}}"""

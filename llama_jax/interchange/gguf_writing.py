@@ -5,7 +5,7 @@ memory is a piece of `PIECE_BYTES` in float32, whatever the tensor. [O, I] is a 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +17,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION
 from llama_jax.config.loading import nearest
 from llama_jax.config.model import Llama3Scaling
 from llama_jax.interchange import gguf_blocks, gguf_metadata
+from llama_jax.interchange.casting import read_cast
 from llama_jax.interchange.checking import check_structure
-from llama_jax.interchange.gguf import CHAT_TEMPLATE, GGUFSource
+from llama_jax.interchange.gguf import CHAT_TEMPLATE
 from llama_jax.interchange.gguf_names import ROPE_FREQS, to_gguf_name
 from llama_jax.interchange.gguf_rope import divisors
 from llama_jax.interchange.meta_rows import to_neighbour_pairs
@@ -42,20 +43,15 @@ _FILE_TYPES = {
     Kind.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 _UNUSED_TOKEN, _UNUSED_SCORE = 5, -1000.0
-# Called with the bytes of source tensors written so far and those of all.
-Progress = Callable[[int, int], None]
 
 
-def write_gguf(
-    source: Source, file: Path, *, dtype: str | None = None, progress: Progress | None = None
-) -> None:
+def write_gguf(source: Source, file: Path, *, dtype: str | None = None) -> None:
     """Write an opened checkpoint as one GGUF file.
 
     Args:
       source: of any format.
       file: is overwritten.
       dtype: a key of `KINDS`; None keeps each matrix's own (float32 for quantised ones).
-      progress: called after each tensor.
 
     Raises:
       InterchangeError: a tensor at fault or one that the dtype can't hold; an unknown dtype.
@@ -69,13 +65,8 @@ def write_gguf(
         out.seek(0, 2)
         for table in tables.values():
             _append(out, iter([table]))
-        done, total = 0, sum(source.tensors[name].nbytes for name in kinds)
         for name, kind in kinds.items():
-            tensor = source.tensors[name]
-            _append(out, _encoded(tensor, kind, source.config.head_dim))
-            done += tensor.nbytes
-            if progress is not None:
-                progress(done, total)
+            _append(out, _encoded(source.tensors[name], kind, source.config.head_dim))
 
 
 def _kinds(source: Source, dtype: str | None) -> dict[str, Kind]:
@@ -126,10 +117,9 @@ def _write_head(
 
 
 def _fields(source: Source, kinds: dict[str, Kind]) -> dict[str, Any]:
-    given = source.fields if isinstance(source, GGUFSource) else {}
     return {
         "general.type": "model",
-        "general.name": given.get("general.name", source.path.resolve().stem),
+        "general.name": source.path.resolve().name.removesuffix(".gguf"),
         "general.file_type": int(_FILE_TYPES[kinds[EMBEDDING]]),
         "general.quantization_version": GGML_QUANT_VERSION,
         **gguf_metadata.fields_from_config(source.config),
@@ -178,24 +168,13 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def _encoded(tensor: StoredTensor, kind: Kind, head_dim: int) -> Iterator[np.ndarray]:
     """The tensor's bytes, piece by piece."""
+    dtype = gguf_blocks.FLOATS.get(kind, np.dtype(np.float32))
     by_heads = head_rows(tensor.name)
     for part in pieces(tensor.shape, 4, multiple=head_dim if by_heads else 1):
-        values = tensor.read(part)
+        values = read_cast(tensor, part, dtype)
         if by_heads:
             values = to_neighbour_pairs(values, head_dim)
-        yield _as_kind(values, kind, tensor)
-
-
-def _as_kind(values: np.ndarray, kind: Kind, tensor: StoredTensor) -> np.ndarray:
-    if kind is Kind.Q8_0:
-        return gguf_blocks.to_q8_0(values)
-    with np.errstate(over="ignore"):
-        cast = values.astype(gguf_blocks.FLOATS[kind], copy=False)
-    if kind is Kind.F16 and not np.isfinite(cast).all() and np.isfinite(values).all():
-        raise InterchangeError(
-            f"{tensor.file}: {tensor.stored_name}: values over 65504 don't fit float16"
-        )
-    return np.ascontiguousarray(cast)
+        yield gguf_blocks.to_q8_0(values) if kind is Kind.Q8_0 else values
 
 
 def _append(out: BinaryIO, data: Iterator[np.ndarray]) -> None:

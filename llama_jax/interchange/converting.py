@@ -115,7 +115,7 @@ def _write(
     elif to == "meta":
         from llama_jax.interchange.meta_writing import write_meta
 
-        write_meta(source, new, dtype=dtype)
+        write_meta(source, new, dtype=dtype, tokenizer=tokenizer)
     else:
         from llama_jax.interchange.gguf_writing import write_gguf
 

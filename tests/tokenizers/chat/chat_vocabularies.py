@@ -1,7 +1,8 @@
 """A byte vocabulary with any special tokens: chat formats need no more."""
 
-import functools
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from pathlib import Path
 
 from llama_jax.tokenizers.spelling import Spelling
 from llama_jax.tokenizers.streaming import decode_all
@@ -18,12 +19,19 @@ class BytesWith:
         self.bos_id, self.eos_id, self.pad_id = 256, 257, 257
         self.fingerprint = "-".join(special)
 
-    @functools.cached_property
+    @property
     def spelling(self) -> Spelling:
         names = {i: name for name, i in self.special.items()}
         return Spelling([*(bytes([i]) for i in range(256)), *[b""] * len(names)], names)
 
-    def encode(self, text, *, bos=False, eos=False, allowed_special=frozenset()):
+    def encode(
+        self,
+        text: str,
+        *,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: AbstractSet[str] = frozenset(),
+    ) -> list[int]:
         check_allowed(allowed_special, self.special)
         assert not allowed_special, "chat formats pass text as text"
         ids = list(valid_unicode(text).encode())
@@ -32,7 +40,7 @@ class BytesWith:
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         return decode_all(self, ids, skip_special=skip_special)
 
-    def save(self, folder):
+    def save(self, folder: Path) -> None:
         raise NotImplementedError
 
 

@@ -63,7 +63,9 @@ _KNOWN = {
     *(_SCALING + key for key in ("type", "factor", "original_context_length", "attn_factor")),
     *(_SCALING + key for key in ("yarn_beta_fast", "yarn_beta_slow")),
 }
-_EOS, _EOT, _EOM = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+_EOS, _EOT, _EOM, _BOS, _PAD = (
+    f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom", "bos", "padding")
+)
 # Texts of tokens that end a message but not the turn: a tool's result is to follow.
 _MESSAGE_ENDS = ("<|eom_id|>", "<|eom|>")
 # All of them, where those three keys don't say it: ours.
@@ -165,8 +167,8 @@ def generation_from_fields(fields: Mapping[str, Any]) -> GenerationDefaults:
     stops = fields.get(_STOP_IDS) or [fields.get(key) for key in (_EOS, _EOT, _EOM)]
     return GenerationDefaults(
         stop_ids=frozenset(token_id for token_id in stops if token_id is not None),
-        bos_id=fields.get("tokenizer.ggml.bos_token_id"),
-        pad_id=fields.get("tokenizer.ggml.padding_token_id"),
+        bos_id=fields.get(_BOS),
+        pad_id=fields.get(_PAD),
         top_k=fields.get(TOP_K),
         **{field: _real(fields, key) for field, key in _SAMPLING.items() if key in fields},
     )
@@ -179,16 +181,18 @@ def fields_from_generation(defaults: GenerationDefaults) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def stop_fields(stop_ids: frozenset[int], vocabulary: Mapping[str, Any]) -> dict[str, Any]:
-    """The stop ids that a vocabulary's fields don't say yet (its end of text)."""
+def token_fields(defaults: GenerationDefaults, vocabulary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the defaults say of tokens and a vocabulary's fields don't say yet."""
     eos, texts = vocabulary.get(_EOS), vocabulary["tokenizer.ggml.tokens"]
-    others = sorted(stop_ids - {eos})
+    others = sorted(defaults.stop_ids - {eos})
     eom = next((token_id for token_id in others if texts[token_id] in _MESSAGE_ENDS), None)
     eot = next((token_id for token_id in others if token_id != eom), None)
-    ends = ((_EOT, eot), (_EOM, eom))
-    fields: dict[str, Any] = {key: value for key, value in ends if value is not None}
-    if stop_ids and stop_ids != {eos, eot, eom} - {None}:
-        fields[_STOP_IDS] = sorted(stop_ids)
+    given = {_EOT: eot, _EOM: eom, _BOS: defaults.bos_id, _PAD: defaults.pad_id}
+    fields: dict[str, Any] = {
+        key: value for key, value in given.items() if value is not None and key not in vocabulary
+    }
+    if defaults.stop_ids and defaults.stop_ids != {eos, eot, eom} - {None}:
+        fields[_STOP_IDS] = sorted(defaults.stop_ids)
     return fields
 
 

@@ -145,7 +145,7 @@ def _vocabulary(source: Source) -> dict[str, Any]:
         "tokenizer.ggml.scores": [_UNUSED_SCORE] * lacking,
     }
     fields |= {key: fields[key] + more for key, more in fill.items() if key in fields}
-    return fields | gguf_metadata.stop_fields(source.generation.stop_ids, fields)
+    return fields | gguf_metadata.token_fields(source.generation, fields)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:

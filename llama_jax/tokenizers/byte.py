@@ -58,9 +58,13 @@ class ByteTokenizer:
         """Documents begin with the begin token, so prompts do."""
         return True
 
-    @functools.cached_property
+    @property
     def spelling(self) -> Spelling:
         """Each byte as itself."""
+        return self._spelling
+
+    @functools.cached_property
+    def _spelling(self) -> Spelling:
         names = {i: name for name, i in self._special.items()}
         return Spelling([*(bytes([i]) for i in range(256)), *[b""] * len(names)], names)
 

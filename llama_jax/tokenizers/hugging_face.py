@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_jax.tokenizers.merges import merges_of
-from llama_jax.tokenizers.special import BEGIN_OF_TEXT, END_OF_TEXT
 from llama_jax.tokenizers.splitting import LLAMA3_PATTERN
+from llama_jax.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -33,15 +33,22 @@ def save_hugging_face(tokenizer: "TiktokenTokenizer", folder: Path) -> None:
 
 def make_hugging_face(tokenizer: "TiktokenTokenizer") -> "tokenizers.Tokenizer":
     """The equal tokenizer of the `tokenizers` library."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken, decoders, models, processors
+    from tokenizers import Tokenizer as Made
 
     # A piece that is a token itself is looked up before any merging, as tiktoken does.
     vocab, merges = vocab_and_merges(tokenizer.ranks)
-    made = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    made = Made(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     made.pre_tokenizer = make_pre_tokenizer()  # type: ignore[assignment]
     made.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     ordered = sorted(tokenizer.special, key=tokenizer.special.__getitem__)
     made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in ordered])
+    begin = next(name for name in ordered if tokenizer.special[name] == tokenizer.bos_id)
+    made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single=[begin, "$A"],
+        pair=[begin, "$A", f"{begin}:1", "$B:1"],
+        special_tokens=[(begin, tokenizer.bos_id)],
+    )
     return made
 
 
@@ -74,21 +81,57 @@ def vocab_and_merges(
     """Tokens in GPT-2's letters, and the merges that tiktoken would do, first ones first."""
     letters = byte_letters()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    merges = merges_of(sorted(ranks, key=ranks.__getitem__), ranks)
+    ranked = sorted(ranks, key=lambda token: ranks[token])
+    merges = merges_of(ranked, ranks)
     vocab = {spelled[token]: rank for token, rank in ranks.items()}
     return vocab, [(spelled[a], spelled[b]) for a, b in merges]
 
 
 def _config_table(tokenizer: "TiktokenTokenizer") -> dict[str, Any]:
-    names = {token_id: name for name, token_id in tokenizer.special.items()}
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    added = {str(i): {"content": names[i], **flags, "special": True} for i in sorted(names)}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BEGIN_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": names[tokenizer.pad_id],
+        **role_names(tokenizer),
+        "add_bos_token": tokenizer.adds_bos,
         "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": added,
+        "added_tokens_decoder": added_tokens_decoder(tokenizer),
         CUT_KEY: tokenizer.cut_long_text,
     }
+
+
+def added_token(token_id: int, name: str, *, special: bool = True) -> dict[str, Any]:
+    """An entry of `added_tokens`, matched in the text as it is."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": token_id, "content": name, **flags, "special": special}
+
+
+def bos_template(name: str, bos_id: int) -> dict[str, Any]:
+    """The post-processor that puts the begin token before a text."""
+    begin = [{"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 1)]
+    first, second = ({"Sequence": {"id": part, "type_id": i}} for i, part in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin[0], first],
+        "pair": [begin[0], first, begin[1], second],
+        "special_tokens": {name: {"id": name, "ids": [bos_id], "tokens": [name]}},
+    }
+
+
+def added_tokens_decoder(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """The special tokens by id, as `tokenizer_config.json` has them."""
+    names = {i: name for name, i in tokenizer.special.items()}
+    entries = {str(i): added_token(i, names[i]) for i in sorted(names)}
+    for entry in entries.values():
+        del entry["id"]
+    return entries
+
+
+def role_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """`bos_token`, `eos_token` and `pad_token`, those that there are."""
+    names = {i: name for name, i in tokenizer.special.items()}
+    found = {}
+    for role in ("bos", "eos", "pad"):
+        try:
+            found[f"{role}_token"] = names[getattr(tokenizer, f"{role}_id")]
+        except TokenizerError:
+            continue
+    return found

@@ -12,9 +12,9 @@ Token = TypeVar("Token", str, bytes)
 
 def merges_of(tokens: Iterable[Token], known: Container[Token]) -> list[tuple[Token, Token]]:
     """Every pair of `known` tokens that makes one of `tokens`, which come best first."""
-    merges = []
+    merges: list[tuple[Token, Token]] = []
     for token in tokens:
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        cuts: list[tuple[Token, Token]] = [(token[:i], token[i:]) for i in range(1, len(token))]
         merges += _leftmost_first([(a, b) for a, b in cuts if a in known and b in known])
     return merges
 
@@ -25,7 +25,7 @@ def _leftmost_first(pairs: list[tuple[Token, Token]]) -> list[tuple[Token, Token
     That one stands further left in the text, so it goes first:  `ab a` before `a ba`  in  ab a ba.
     Only repeated units (`a aa`, `aa a`) can stand both ways; they keep their order.
     """
-    ordered = []
+    ordered: list[tuple[Token, Token]] = []
     while len(pairs) > 1:
         first = next((p for p in pairs if not _has_left_neighbour(p, pairs)), pairs[0])
         ordered.append(first)

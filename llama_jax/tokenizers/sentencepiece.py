@@ -103,15 +103,23 @@ class SentencePieceTokenizer:
         """Llama's prompts begin with `<s>`."""
         return self._adds_bos
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Of the model file, the added tokens and the roles."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         rest = json.dumps([sorted(self._added.items()), sorted(self._roles.items())])
         return hashlib.sha256(self.proto + rest.encode()).hexdigest()[:16]
 
-    @functools.cached_property
+    @property
     def spelling(self) -> Spelling:
         """Pieces with spaces for U+2581; the first one loses the implicit space."""
+        return self._spelling
+
+    @functools.cached_property
+    def _spelling(self) -> Spelling:
         normalizer = self.model.normalizer_spec
         leading: Leading = "first" if normalizer.add_dummy_prefix else "kept"
         if normalizer.remove_extra_whitespaces:

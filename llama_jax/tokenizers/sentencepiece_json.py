@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.tokenizers.hugging_face import CONFIG_FILE
+from llama_jax.tokenizers.hugging_face import (
+    CONFIG_FILE,
+    added_token,
+    added_tokens_decoder,
+    bos_template,
+    role_names,
+)
 from llama_jax.tokenizers.merges import merges_of
 from llama_jax.tokenizers.sentencepiece_proto import (
     NORMAL,
@@ -18,7 +24,7 @@ from llama_jax.tokenizers.sentencepiece_proto import (
     UNUSED,
     USER_DEFINED,
 )
-from llama_jax.tokenizers.tokenizer import Tokenizer, TokenizerError
+from llama_jax.tokenizers.tokenizer import TokenizerError
 
 if TYPE_CHECKING:
     from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
@@ -53,31 +59,11 @@ def make_definition(tokenizer: "SentencePieceTokenizer") -> dict[str, Any]:
         "added_tokens": [added_token(i, names[i]) for i in sorted(names)],
         "normalizer": _normalizer(tokenizer.model.normalizer_spec),
         "pre_tokenizer": _pre_tokenizer(tokenizer),
-        "post_processor": bos_processor(tokenizer),
+        "post_processor": bos_template(names[tokenizer.bos_id], tokenizer.bos_id)
+        if tokenizer.adds_bos
+        else None,
         "decoder": _decoder(tokenizer),
         "model": _bpe(tokenizer),
-    }
-
-
-def added_token(token_id: int, name: str, *, special: bool = True) -> dict[str, Any]:
-    """An entry of `added_tokens`, matched in the text as it is."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": token_id, "content": name, **flags, "special": special}
-
-
-def bos_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """What puts the begin token before a text, where models expect it."""
-    if not tokenizer.adds_bos:
-        return None
-    bos_id = tokenizer.bos_id
-    name = next(name for name, i in tokenizer.special.items() if i == bos_id)
-    begin = [{"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 1)]
-    first, second = ({"Sequence": {"id": part, "type_id": i}} for i, part in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [begin[0], first],
-        "pair": [begin[0], first, begin[1], second],
-        "special_tokens": {name: {"id": name, "ids": [bos_id], "tokens": [name]}},
     }
 
 
@@ -152,30 +138,15 @@ def _of_type(tokenizer: "SentencePieceTokenizer", kind: int) -> dict[str, float]
 
 
 def _config_table(tokenizer: "SentencePieceTokenizer") -> dict[str, Any]:
-    names = {i: name for name, i in tokenizer.special.items()}
-    added = {str(i): added_token(i, names[i]) for i in sorted(names)}
-    for entry in added.values():
-        del entry["id"]
+    unk = tokenizer.model.pieces[tokenizer.model.trainer_spec.unk_id].piece
     return {
         # transformers' LlamaTokenizer would build its own and drop a second leading space.
         "tokenizer_class": "PreTrainedTokenizerFast",
         **role_names(tokenizer),
-        "unk_token": names[tokenizer.model.trainer_spec.unk_id],
+        "unk_token": unk,
         "add_bos_token": tokenizer.adds_bos,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "added_tokens_decoder": added,
+        "added_tokens_decoder": added_tokens_decoder(tokenizer),
         VOCABULARY_KEY: "sentencepiece",
     }
-
-
-def role_names(tokenizer: Tokenizer) -> dict[str, str]:
-    """`bos_token`, `eos_token` and `pad_token`, those that there are."""
-    names = {i: name for name, i in tokenizer.special.items()}
-    found = {}
-    for role in ("bos", "eos", "pad"):
-        try:
-            found[f"{role}_token"] = names[getattr(tokenizer, f"{role}_id")]
-        except TokenizerError:
-            continue
-    return found

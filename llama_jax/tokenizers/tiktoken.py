@@ -83,9 +83,13 @@ class TiktokenTokenizer:
         """Llama 3's prompts begin with the begin token, and so do our own documents."""
         return True
 
-    @functools.cached_property
+    @property
     def spelling(self) -> Spelling:
         """The bytes of each token."""
+        return self._spelling
+
+    @functools.cached_property
+    def _spelling(self) -> Spelling:
         pieces = [b""] * self.vocab_size
         for token, rank in self.ranks.items():
             pieces[rank] = token

@@ -51,6 +51,9 @@ def from_generation_config(table: Mapping[str, Any], file: str) -> GenerationDef
       InterchangeError: a value of the wrong type, with its key.
     """
     values: dict[str, Any] = {field: _token_id(table, key, file) for field, key in _IDS.items()}
+    if values["pad_id"] == -1:
+        # The first conversions of Llama 1 say so that there is none.
+        values["pad_id"] = None
     values |= {key: _number(table, key, file) for key in _NUMBERS}
     values["top_k"] = _token_id(table, "top_k", file)
     if table.get("do_sample") is False:

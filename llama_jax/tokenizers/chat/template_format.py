@@ -21,8 +21,10 @@ from llama_jax.tokenizers.chat.turns import text_of
 from llama_jax.tokenizers.tokenizer import Tokenizer, TokenizerError
 
 # End tokens of known formats; those in the template and the vocabulary end a reply.
-_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
-         "<|eot|>", "<|eom|>", "<|end_of_turn|>", "<end_of_turn>", "<step>", "</s>")  # fmt: skip
+_ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|eot|>", "<|eom|>",
+         "<|end_of_turn|>", "<end_of_turn>", "<step>", "</s>")  # fmt: skip
+# Nothing goes on behind these, whether or not the template has heard of them.
+_ENDS_OF_TEXT = {"<|endoftext|>", "<|end_of_text|>"}
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 Span = tuple[int, int]
@@ -65,9 +67,10 @@ class TemplateFormat:
         """The vocabulary's end of text and the ends of turns that the template knows."""
         special = self._tokenizer.special
         ends = {name for name in _ENDS if name in special and name in self._template.source}
+        ends |= _ENDS_OF_TEXT & set(special)
         # Llama 3.1's templates may not spell all of its three.
         if "<|eot_id|>" in ends:
-            ends |= {"<|eom_id|>", "<|end_of_text|>"} & set(special)
+            ends |= {"<|eom_id|>"} & set(special)
         eos = _named_tokens(self._tokenizer).get("eos_token")
         return frozenset(ends if eos is None else {*ends, eos})
 

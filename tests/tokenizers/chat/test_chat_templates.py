@@ -150,7 +150,7 @@ def test_a_template_stays_in_its_sandbox(attack):
 
 
 def test_the_ends_that_a_template_knows_stop_a_reply():
-    assert make_chat_format(CHATML, template=TURNS).stop_tokens == {"<|im_end|>"}
+    assert make_chat_format(CHATML, template=TURNS).stop_tokens == {"<|im_end|>", "<|endoftext|>"}
     llama = make_chat_format(ByteTokenizer(), template="{{ '<|eot_id|>' }}")
     assert llama.stop_tokens == {"<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
 

@@ -54,7 +54,8 @@ def test_absent_fields_are_what_transformers_takes_them_for():
     )  # fmt: skip
     config = read(**absent)
     assert (config.num_kv_heads, config.head_dim) == (8, 4)
-    assert not (config.tie_embeddings or config.attention_bias or config.mlp_bias)
+    biases = (config.attention_bias, config.mlp_bias)
+    assert (config.tie_embeddings, *biases) == (False, False, False)
     assert (config.rope, config.norm_eps, config.max_seq_len) == (RopeConfig(10000.0), 1e-6, 2048)
     assert read(head_dim=None).head_dim == 4
     # What doesn't change the mathematics is passed over.

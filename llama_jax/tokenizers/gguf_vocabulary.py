@@ -5,11 +5,12 @@ with scores. Each has its own module; this one tells them apart.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from llama_jax.tokenizers import gguf_byte_pairs, gguf_sentencepiece
 from llama_jax.tokenizers.byte import ByteTokenizer
-from llama_jax.tokenizers.gguf_fields import check_fields, field
+from llama_jax.tokenizers.gguf_fields import KEY, check_fields, field
 from llama_jax.tokenizers.hugging_face_json import HuggingFaceTokenizer
 from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizers.sentencepiece_from_json import (
@@ -60,3 +61,18 @@ def to_gguf_fields(tokenizer: Tokenizer) -> dict[str, Any]:
             return gguf_byte_pairs.from_hugging_face(tokenizer)
         case _:
             raise TokenizerError(f"{type(tokenizer).__name__} has no form in GGUF")
+
+
+def read_gguf_fields(path: Path) -> dict[str, Any]:
+    """The vocabulary's fields of a GGUF file, and nothing else of it.
+
+    Raises:
+      TokenizerError: not a GGUF file.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (OSError, ValueError, IndexError) as error:
+        raise TokenizerError(f"not a GGUF file: {error}") from None
+    return {name: entry.contents() for name, entry in reader.fields.items() if name.startswith(KEY)}

@@ -82,9 +82,9 @@ def vocab_and_merges(
     letters = byte_letters()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     ranked = sorted(ranks, key=lambda token: ranks[token])
-    merges = merges_of(ranked, ranks)
     vocab = {spelled[token]: rank for token, rank in ranks.items()}
-    return vocab, [(spelled[a], spelled[b]) for a, b in merges]
+    # One letter a byte: the pairs are the same in either spelling.
+    return vocab, merges_of([spelled[token] for token in ranked], vocab)
 
 
 def _config_table(tokenizer: "TiktokenTokenizer") -> dict[str, Any]:

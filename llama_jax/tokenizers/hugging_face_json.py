@@ -156,7 +156,7 @@ class HuggingFaceTokenizer:
 
     def role(self, role: str) -> int | None:
         """The id of the `bos`, `eos`, `pad` or `unk` token, or None where no file names it."""
-        name = _name_of(self.config.get(f"{role}_token"))
+        name = name_of(self.config.get(f"{role}_token"))
         if name is None and "bos_token" not in self.config and role in ("bos", "eos"):
             pairs = (pair for pair in _KNOWN_PAIRS if set(pair) <= set(self._special))
             name = next(pairs, (None, None))[("bos", "eos").index(role)]
@@ -167,7 +167,7 @@ class HuggingFaceTokenizer:
         known = {token["content"] for token in self.parts["added_tokens"]}
         found = {}
         for role in _ROLES:
-            name = _name_of(self.config.get(f"{role}_token"))
+            name = name_of(self.config.get(f"{role}_token"))
             token_id = None if name is None else self._plain.token_to_id(name)
             if token_id is not None:
                 found[name] = _token(token_id, {"content": name, "special": True})
@@ -240,6 +240,6 @@ def _token(token_id: int, entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": token_id, "content": flags["content"], **{flag: flags[flag] for flag in _FLAGS}}
 
 
-def _name_of(value: Any) -> str | None:
+def name_of(value: Any) -> str | None:
     """A token's name: configs hold it alone or in a table of flags."""
     return value.get("content") if isinstance(value, Mapping) else value

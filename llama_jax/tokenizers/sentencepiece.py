@@ -110,7 +110,8 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        rest = json.dumps([sorted(self._added.items()), sorted(self._roles.items())])
+        # As they work out, so that a saved copy has the same however it names them.
+        rest = json.dumps([sorted(self._special.items()), self._role("bos"), self._role("eos")])
         return hashlib.sha256(self.proto + rest.encode()).hexdigest()[:16]
 
     @property

@@ -83,12 +83,23 @@ def open_meta(folder: Path) -> MetaSource:
     dims = config_from_params(params, str(file), vocab_size=1, tie_embeddings=True)
     joined = joined_tensors(rank_files(folder), dims.embed_dim, dims.num_kv_heads * dims.head_dim)
     tensors = {(tensor := stored(each, dims.head_dim)).name: tensor for each in joined}
+    _check_ffn(file, dims.mlp_dim, tensors)
     rows = _vocab_size(folder, params, tensors)
     tied = LM_HEAD not in tensors or _same(tensors[LM_HEAD], tensors[EMBEDDING])
     if tied:
         tensors.pop(LM_HEAD, None)
     config = config_from_params(params, str(file), vocab_size=rows, tie_embeddings=tied)
     return MetaSource(folder, config, tensors, read_chat_template(folder))
+
+
+def _check_ffn(file: Path, mlp_dim: int, tensors: dict[str, StoredTensor]) -> None:
+    gate = tensors.get("layers.0.mlp.gate_proj")
+    if gate is not None and gate.shape[0] != mlp_dim:
+        raise ConfigError(
+            f"multiple_of and ffn_dim_multiplier give an MLP {mlp_dim} wide, but "
+            f"{gate.stored_name} has {gate.shape[0]} rows",
+            source=str(file),
+        )
 
 
 def _vocab_size(folder: Path, params: dict[str, Any], tensors: dict[str, StoredTensor]) -> int:

@@ -61,13 +61,14 @@ def config_from_params(
         _check_known(params)
         sizes = {field: _whole(params, key) for field, key in _SIZES.items()}
         stated = _whole(params, "vocab_size", -1)
+        rows = vocab_size if stated == -1 else stated
         return ModelConfig(
             **sizes,
-            vocab_size=vocab_size if stated == -1 else stated,
+            vocab_size=rows,
             num_kv_heads=_whole(params, "n_kv_heads", sizes["num_heads"]),
             head_dim=_head_dim(sizes["embed_dim"], sizes["num_heads"]),
             mlp_dim=_mlp_dim(params, sizes["embed_dim"]),
-            max_seq_len=_max_seq_len(params, sizes, vocab_size),
+            max_seq_len=_max_seq_len(params, sizes, rows),
             norm_eps=_real(params, "norm_eps", _DEFAULT_NORM_EPS),
             rope=RopeConfig(_real(params, "rope_theta", _DEFAULT_THETA), _scaling(params, sizes)),
             tie_embeddings=tie_embeddings,

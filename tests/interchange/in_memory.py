@@ -68,8 +68,7 @@ def random_source(config=CONFIG, dtype=np.float32, seed=0, **fields):
     random = np.random.default_rng(seed)
     arrays = {}
     for name, shape in canonical_shapes(config).items():
-        spread = 0.02 if name == "embedding" else 0.15
-        value = spread * random.standard_normal(shape) + name.endswith("_norm.scale")
+        value = 0.15 * random.standard_normal(shape) + name.endswith("_norm.scale")
         arrays[name] = value.astype(np.float32).astype(dtype)
     return ArraySource(config, arrays, **fields)
 

@@ -2,7 +2,9 @@
 
 examples:
   llama-jax tokenizer train stdlib --vocab-size 4096 --out tokenizers/python
+  llama-jax tokenizer train texts/ --kind sentencepiece --vocab-size 32000 --out tokenizers/texts
   llama-jax tokenizer encode --tokenizer tokenizers/python --bos 'Hello world'
+  llama-jax tokenizer encode --tokenizer model.gguf 'Hello world'
   llama-jax tokenizer decode --tokenizer tokenizers/python 4080 72 101
 """
 
@@ -16,15 +18,22 @@ from llama_jax.cli.source_arguments import add_source_arguments, source_of
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import TrainedTokenizer
 from llama_jax.tokenizers import load_tokenizer
+from llama_jax.tokenizers.training import TRAINERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verbs `train`, `encode` and `decode`."""
     verbs = parser.add_subparsers(dest="action", metavar="train|encode|decode", required=True)
-    training = verbs.add_parser("train", help="train a byte-level BPE with Llama 3's split pattern")
+    training = verbs.add_parser("train", help="train a vocabulary on text")
     add_source_arguments(training)
     training.add_argument(
-        "--vocab-size", required=True, type=int, metavar="N", help="16 special tokens included"
+        "--kind",
+        choices=sorted(TRAINERS, reverse=True),
+        default="tiktoken",
+        help="Llama 3's: byte-level BPE, 16 special tokens; or Llama 2's: BPE with byte fallback",
+    )
+    training.add_argument(
+        "--vocab-size", required=True, type=int, metavar="N", help="special tokens included"
     )
     training.add_argument("--out", required=True, type=Path, metavar="DIR")
     training.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -61,7 +70,10 @@ def _add_decode_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_tokenizer_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tokenizer", required=True, metavar="PATH", help="tokenizer.model, its folder, or 'byte'"
+        "--tokenizer",
+        required=True,
+        metavar="PATH",
+        help="tokenizer.model, tokenizer.json, a GGUF file, a folder, or 'byte'",
     )
 
 
@@ -70,8 +82,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if (arguments.out / "tokenizer.model").exists():
         raise ConfigError(f"{arguments.out} already holds a tokenizer", source="--out")
-    vocab_size = TrainedTokenizer(arguments.vocab_size).vocab_size
-    tokenizer, report = train_vocabulary(source_of(arguments), vocab_size)
+    wanted = TrainedTokenizer(arguments.vocab_size, model=arguments.kind)
+    tokenizer, report = train_vocabulary(source_of(arguments), wanted)
     tokenizer.save(arguments.out)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report)))

@@ -114,10 +114,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTokenizer:
-    """A byte-level BPE with the Llama 3 split pattern, trained on the run's own text."""
+    """A vocabulary trained on the run's own text."""
 
-    vocab_size: Annotated[int, Range(at_least=272)]  # 256 bytes, merges, 16 special tokens
+    vocab_size: Annotated[int, Range(at_least=272)]  # 256 bytes, merges or pieces, special tokens
     kind: Literal["train"] = "train"
+    # Llama 3's: byte-level BPE with its split pattern; or Llama 2's: BPE with byte fallback.
+    model: Literal["tiktoken", "sentencepiece"] = "tiktoken"
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -125,7 +127,7 @@ class TrainedTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """An existing tokenizer: `tokenizer.model` (tiktoken form) or the folder that holds it."""
+    """An existing tokenizer: `tokenizer.model`, `tokenizer.json`, a GGUF file or a folder."""
 
     path: str
     kind: Literal["file"] = "file"

@@ -20,6 +20,7 @@ import numpy as np
 from llama_jax.data.documents import DataError
 from llama_jax.data.manifest import ShardEntry, write_json
 from llama_jax.data.shards import LENGTHS, RECORDS, write_records
+from llama_jax.data.tokenising import EncodeDocuments, encode_documents, worker_encoder
 from llama_jax.data.workers import follow_parent
 from llama_jax.tokenizers import Tokenizer
 
@@ -100,14 +101,12 @@ class ShardMaker:
     """Tokenises the texts of a task and writes its shard."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, dtype: str) -> None:
-        self._folder, self._tokenizer, self._dtype = folder, tokenizer, np.dtype(dtype)
+        self._folder, self.tokenizer, self._dtype = folder, tokenizer, np.dtype(dtype)
 
-    def make(self, task: ShardTask) -> ShardEntry:
-        """Write the shard's files, its entry last."""
-        documents = [
-            np.array(self._tokenizer.encode(text, bos=True, eos=True), self._dtype)
-            for text in task.texts
-        ]
+    def make(self, task: ShardTask, encode: EncodeDocuments | None = None) -> ShardEntry:
+        """Write the shard's files, its entry last; `encode` is a worker's own way to the ids."""
+        encoded = encode(task.texts) if encode else encode_documents(self.tokenizer, task.texts)
+        documents = [np.array(ids, self._dtype) for ids in encoded]
         sizes = np.array(
             [
                 [len(ids), len(text.encode())]
@@ -196,14 +195,15 @@ def _make_processes(maker: ShardMaker, workers: int) -> concurrent.futures.Proce
 
 
 _worker_maker: ShardMaker | None = None
+_worker_encode: EncodeDocuments | None = None
 
 
 def _start_worker(maker: ShardMaker) -> None:
-    global _worker_maker
-    _worker_maker = maker
+    global _worker_maker, _worker_encode
     follow_parent()
+    _worker_maker, _worker_encode = maker, worker_encoder(maker.tokenizer)
 
 
 def _make_in_worker(task: ShardTask) -> ShardEntry:
     assert _worker_maker is not None
-    return _worker_maker.make(task)
+    return _worker_maker.make(task, _worker_encode)

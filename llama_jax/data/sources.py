@@ -19,8 +19,9 @@ from llama_jax.data.documents import DataError
 from llama_jax.data.shards import ShardedDocuments, open_shards
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.tokenizers.loading import load_tokenizer
+from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizers.tokenizer import Tokenizer
-from llama_jax.tokenizers.training import train_tokenizer
+from llama_jax.tokenizers.training import TRAINERS
 
 
 def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
@@ -34,8 +35,9 @@ def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
     folder, wanted = run_dir / "tokenizer", config.tokenizer
     found = load_tokenizer(folder) if folder.exists() else None
     if isinstance(wanted, configs.TrainedTokenizer):
-        tokenizer = found or _train(config.data.sources, wanted.vocab_size)
-        fits = tokenizer.vocab_size == wanted.vocab_size
+        tokenizer = found or _train(config.data.sources, wanted)
+        is_kind = isinstance(tokenizer, SentencePieceTokenizer) == (wanted.model == "sentencepiece")
+        fits = is_kind and tokenizer.vocab_size == wanted.vocab_size
     else:
         is_file = isinstance(wanted, configs.TokenizerFile)
         tokenizer = load_tokenizer(wanted.path) if is_file else ByteTokenizer()
@@ -94,11 +96,12 @@ def open_documents(
     return opened
 
 
-def _train(sources: Sequence[configs.SourceConfig], vocab_size: int) -> Tokenizer:
+def _train(sources: Sequence[configs.SourceConfig], wanted: configs.TrainedTokenizer) -> Tokenizer:
     given = [source.text for source in sources if source.text is not None]
     if not given:
         raise ConfigError("training one needs a source given as text", key="tokenizer.kind")
-    return train_tokenizer(itertools.chain.from_iterable(map(texts, given)), vocab_size)
+    train = TRAINERS[wanted.model]
+    return train(itertools.chain.from_iterable(map(texts, given)), wanted.vocab_size)
 
 
 def _save_whole(tokenizer: Tokenizer, folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from llama_jax.config.run import TextConfig
+from llama_jax.config.run import TextConfig, TrainedTokenizer
 from llama_jax.data.corpus import Corpus, can_split, texts
-from llama_jax.tokenizers.tiktoken import TiktokenTokenizer
-from llama_jax.tokenizers.training import bytes_per_token, train_tokenizer
+from llama_jax.tokenizers import Tokenizer
+from llama_jax.tokenizers.training import TRAINERS, bytes_per_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,8 @@ class VocabularyReport:
 
 
 def train_vocabulary(
-    source: TextConfig, vocab_size: int
-) -> tuple[TiktokenTokenizer, VocabularyReport]:
+    source: TextConfig, wanted: TrainedTokenizer
+) -> tuple[Tokenizer, VocabularyReport]:
     """Train on the part `train` of a source; whatever part it names is not looked at.
 
     Raises:
@@ -38,7 +38,7 @@ def train_vocabulary(
     """
     parts = ("train", "held_out") if can_split(source) else ("all", "all")
     train, held_out = (dataclasses.replace(source, part=part) for part in parts)
-    tokenizer = train_tokenizer(texts(train), vocab_size)
+    tokenizer = TRAINERS[wanted.model](texts(train), wanted.vocab_size)
     figure, measured_on = bytes_per_token(tokenizer, texts(held_out)), "held_out"
     if train == held_out or not figure:
         figure, measured_on = bytes_per_token(tokenizer, texts(train)), "train"

@@ -1,11 +1,12 @@
-"""Training a byte-level BPE vocabulary with the Llama 3 split pattern.
+"""Training vocabularies; here a byte-level BPE with the Llama 3 split pattern.
 
 The same text in the same order gives the same vocabulary, byte for byte.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from llama_jax.tokenizers.hugging_face import byte_letters, make_pre_tokenizer
+from llama_jax.tokenizers.sentencepiece_training import train_sentencepiece
 from llama_jax.tokenizers.special import SMALL_SPECIAL_COUNT, special_tokens
 from llama_jax.tokenizers.tiktoken import TiktokenTokenizer
 from llama_jax.tokenizers.tokenizer import Tokenizer, TokenizerError
@@ -26,6 +27,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TiktokenTokenizer:
             " ask for fewer, or give more text"
         )
     return made
+
+
+# How to train each kind of vocabulary, from texts and a number of tokens.
+TRAINERS: Mapping[str, Callable[[Iterable[str], int], Tokenizer]] = {
+    "tiktoken": train_tokenizer,
+    "sentencepiece": train_sentencepiece,
+}
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama_jax.tokenizers import load_tokenizer
+from llama_jax.tokenizers.sentencepiece_training import train_sentencepiece
 from llama_jax.tokenizers.training import train_tokenizer
 
 
@@ -50,3 +51,23 @@ def training_texts():
 @pytest.fixture(scope="session")
 def trained(training_texts):
     return train_tokenizer(training_texts, 480)
+
+
+@pytest.fixture(scope="session")
+def spm(training_texts):
+    """A small SentencePiece vocabulary with Llama 2's settings."""
+    return train_sentencepiece(training_texts, 420)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf):
+    """SmolLM2's vocabulary out of its GGUF file."""
+    return load_tokenizer(smollm2_gguf)
+
+
+@pytest.fixture(scope="session")
+def smollm2_cases(shared):
+    path = shared / "reference" / "smollm2" / "tokenizer_cases.json"
+    cases = json.loads(path.read_text())
+    assert len(cases) == 210
+    return cases

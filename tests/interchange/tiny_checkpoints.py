@@ -62,6 +62,8 @@ def rope_block(rope, kind_key="rope_type"):
         }
     if scaling.kind == "yarn":
         block |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+        if scaling.attention_factor is not None:
+            block["attention_factor"] = scaling.attention_factor
     return block
 
 

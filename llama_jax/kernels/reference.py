@@ -27,15 +27,22 @@ def reference_attention(
     Args:
       q_order_BT: place of each query among the keys of its row; None for 0, 1, 2, ... (T = S).
     """
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
     order_BT = place_in_row(q_segment_ids_BT) if q_order_BT is None else q_order_BT
-    mask_BTS = visible(q_segment_ids_BT, kv_segment_ids_BS, order_BT, jnp.arange(S))
+    mask_BTS = visible(q_segment_ids_BT, kv_segment_ids_BS, order_BT, jnp.arange(k_BSKH.shape[1]))
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    return masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+
+
+def masked_attention(
+    q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
+) -> jax.Array:
+    """[B, T, N, H] in q's dtype over the keys that the mask shows; 0 where it shows none."""
+    B, T, N, H = q_BTNH.shape
+    K, S = k_BKSH.shape[1:3]
     # One batched matmul a key-value head, its G query heads stacked as rows: XLA's CPU backend
     # runs this several times faster than an einsum with a separate G dim, and nothing repeats k.
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     q_BKMH = q_BKGTH.reshape(B, K, -1, H)
-    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     scores_BKMS = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
     scores_BKGTS = scores_BKMS.reshape(B, K, N // K, T, S) * H**-0.5
     mask_BKGTS = mask_BTS[:, None, None]
@@ -46,7 +53,7 @@ def reference_attention(
     total_BKGT1 = weights_BKGTS.sum(-1, keepdims=True)
     sums_BKMH = jnp.einsum(
         "BKMS,BKSH->BKMH",
-        weights_BKGTS.reshape(B, K, -1, S).astype(v_BSKH.dtype),
+        weights_BKGTS.reshape(B, K, -1, S).astype(v_BKSH.dtype),
         v_BKSH,
         preferred_element_type=jnp.float32,
     )

@@ -13,6 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.kernels.attention import attention
+from llama_jax.kernels.cached import cached_attention
+from llama_jax.models.cache import LayerCache, NewTokens
 from llama_jax.models.matmul import add_bias, project
 from llama_jax.models.params import bias, weight
 from llama_jax.models.rope import rotate
@@ -53,6 +55,31 @@ class Attention(nnx.Module):
         segment_ids_BT: jax.Array,
     ) -> jax.Array:
         """[B, T, D] in x's dtype."""
+        q_BTNH, k_BTKH, v_BTKH = self._queries_keys_values(x_BTD, cos_BTR, sin_BTR)
+        return self._output(self._within(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT))
+
+    def extend(
+        self, x_BTD: jax.Array, new: NewTokens, kv: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        """The same over a cache, and the cache with the new tokens in it."""
+        q_BTNH, k_BTKH, v_BTKH = self._queries_keys_values(x_BTD, new.cos, new.sin)
+        kv = kv.put(k_BTKH, v_BTKH, new.first)
+        if new.fresh:
+            out_BTNH = self._within(q_BTNH, k_BTKH, v_BTKH, new.segment_ids)
+        else:
+            out_BTNH = cached_attention(
+                q_BTNH,
+                *kv.keys_values(),
+                q_segment_ids_BT=new.segment_ids,
+                kv_segment_ids_BS=new.kv_segment_ids,
+                first=new.first,
+            )
+        return self._output(out_BTNH), kv
+
+    def _queries_keys_values(
+        self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries and keys rotated; as many key-value heads as the tensor axis needs."""
         q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, "q_proj")
         k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, "k_proj")
         v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, "v_proj")
@@ -61,14 +88,21 @@ class Attention(nnx.Module):
             k_BTKH = add_bias(k_BTKH, self.k_bias[...], KV[1:])
             v_BTKH = add_bias(v_BTKH, self.v_bias[...], KV[1:])
         k_BTKH = rotate(k_BTKH, cos_BTR, sin_BTR)
-        out_BTNH = attention(
-            rotate(q_BTNH, cos_BTR, sin_BTR),
-            split_heads(k_BTKH),
-            split_heads(v_BTKH),
+        return rotate(q_BTNH, cos_BTR, sin_BTR), split_heads(k_BTKH), split_heads(v_BTKH)
+
+    def _within(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
+    ) -> jax.Array:
+        return attention(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
             q_segment_ids_BT=segment_ids_BT,
             kv_segment_ids_BS=segment_ids_BT,
             backend=self.backend,
         )
+
+    def _output(self, out_BTNH: jax.Array) -> jax.Array:
         out_BTNH = checkpoint_name(out_BTNH, "attention")
         out_BTD = project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, ACT, "o_proj")
         return add_bias(out_BTD, self.o_bias[...], ("norm",)) if self.biased else out_BTD

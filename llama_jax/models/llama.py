@@ -12,11 +12,13 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.models.attention import Attention
+from llama_jax.models.cache import KVCache, LayerCache, NewTokens, put_segments
 from llama_jax.models.mlp import MLP
 from llama_jax.models.norm import RMSNorm
 from llama_jax.models.params import weight
 from llama_jax.models.remat import rematerialized
 from llama_jax.models.rope import rotations
+from llama_jax.models.split_matrix import SplitMatrix
 from llama_jax.sharding.rules import (
     Dims,
     at_use,
@@ -55,6 +57,14 @@ class Layer(nnx.Module):
         x_BTD = x_BTD + self.attention(self.attn_norm(x_BTD), cos_BTR, sin_BTR, segment_ids_BT)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
+    def extend(
+        self, x_BTD: jax.Array, new: NewTokens, kv: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        """The same over a cache, and the cache with the new tokens in it."""
+        out_BTD, kv = self.attention.extend(self.attn_norm(x_BTD), new, kv)
+        x_BTD = x_BTD + out_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), kv
+
 
 class Llama(nnx.Module):
     """A dense Llama. Construct it under `jax.set_mesh(mesh)` for sharded parameters."""
@@ -79,7 +89,14 @@ class Llama(nnx.Module):
     ) -> jax.Array:
         """float32 logits [B, T, V]. Arguments as for `hidden`."""
         x_BTD = self.hidden(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
-        layout = out_spec(LOGITS, (*tokens_BT.shape, self.config.vocab_size))
+        return self.logits(x_BTD)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """float32 [B, T, V] of what `hidden` or `extend` gave."""
+        head = (self.embedding if self.config.tie_embeddings else self.lm_head)[...]
+        if isinstance(head, SplitMatrix):
+            return head.product(x_BTD, ACT, LOGITS)
+        layout = out_spec(LOGITS, (*x_BTD.shape[:2], self.config.vocab_size))
         return jnp.einsum(
             "BTD,DV->BTV",
             x_BTD,
@@ -115,6 +132,65 @@ class Llama(nnx.Module):
         x_BTD = self._run_layers(self._embed(tokens_BT), cos_BTR, sin_BTR, segment_ids_BT)
         return self.final_norm(x_BTD)
 
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        cache: KVCache,
+        *,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array,
+        fresh: bool = False,
+    ) -> tuple[jax.Array, KVCache]:
+        """What the head reads after the next T tokens of each row, and the cache with them in it.
+
+        Args:
+          tokens_BT: ids that go into the cache's next T places. The caller sees to it that there
+            are as many: a write past the end would land on the last ones.
+          cache: of earlier calls, or empty; stacked or in layers, as the model's layers are.
+          positions_BT: place of each token in its sequence.
+          segment_ids_BT: 1 for a token, 0 for a hole, which nothing sees.
+          fresh: the cache is empty, so that it need not be read.
+        """
+        tokens_BT, positions_BT, segment_ids_BT = (
+            lay_out(x, TOKENS, "batch") for x in (tokens_BT, positions_BT, segment_ids_BT)
+        )
+        cos_BTR, sin_BTR = rotations(self.config.rope, self.config.head_dim, positions_BT)
+        kv_segment_ids_BS = put_segments(cache, segment_ids_BT)
+        new = NewTokens(cos_BTR, sin_BTR, segment_ids_BT, kv_segment_ids_BS, cache.filled, fresh)
+        run = self._extend_stacked if isinstance(self.layers, Layer) else self._extend_each
+        x_BTD, k, v = run(self._embed(tokens_BT), new, cache)
+        filled = cache.filled + tokens_BT.shape[1]
+        return self.final_norm(x_BTD), KVCache(k, v, kv_segment_ids_BS, filled)
+
+    def _extend_stacked(
+        self, x_BTD: jax.Array, new: NewTokens, cache: KVCache
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        graphdef, stacked = nnx.split(self.layers)
+
+        # All layers' cache is carried, and each layer's places set in it: as a scanned input and
+        # output it would be copied whole in every call.
+        def run(
+            carry: tuple[jax.Array, ...], layer: tuple[jax.Array, nnx.State]
+        ) -> tuple[tuple[jax.Array, ...], None]:
+            x_BTD, k, v = carry
+            number, params = layer
+            kv = LayerCache(k, v, number)
+            x_BTD, kv = nnx.merge(graphdef, params).extend(x_BTD, new, kv)
+            return (x_BTD, kv.k, kv.v), None
+
+        numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        (x_BTD, k, v), _ = jax.lax.scan(run, (x_BTD, cache.k, cache.v), (numbers, stacked))
+        return x_BTD, k, v
+
+    def _extend_each(
+        self, x_BTD: jax.Array, new: NewTokens, cache: KVCache
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        caches = []
+        for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
+            x_BTD, kv = layer.extend(x_BTD, new, LayerCache(k, v))
+            caches.append(kv)
+        return x_BTD, tuple(kv.k for kv in caches), tuple(kv.v for kv in caches)
+
     def head_DV(self) -> jax.Array:  # noqa: N802
         """The output matrix in the compute dtype, gathered for use; the embedding's when tied."""
         if self.config.tie_embeddings:
@@ -125,6 +201,10 @@ class Llama(nnx.Module):
         return at_use(self.embedding[...].astype(self.execution.compute_dtype), VOCAB_IN)
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        table = self.embedding[...]
+        if isinstance(table, SplitMatrix):
+            return table.rows(tokens_BT, TOKENS, ACT)
+
         def local(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
             # Each shard of the vocabulary looks up the ids that it holds; the sum is the row.
             index_BT = tokens_BT - shard_index("vocab") * table_VD.shape[0]

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from llama_jax.models.split_matrix import SplitMatrix
 from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec
 
 
 def project(
-    spec: str, x: jax.Array, w: jax.Array, w_dims: Dims, out_dims: Dims, name: str
+    spec: str, x: jax.Array, w: jax.Array | SplitMatrix, w_dims: Dims, out_dims: Dims, name: str
 ) -> jax.Array:
     """`einsum(spec, x, w)` in x's dtype, laid out by `out_dims`.
 
@@ -26,13 +27,17 @@ def project(
 
     Args:
       spec: "rows contracted,contracted columns->rows columns", such as "BTD,DNH->BTNH".
+      w: a split one is in x's dtype already.
       w_dims: logical dims of w.
       out_dims: logical dims of the result; its rows are x's.
     """
-    gathered = at_use(w.astype(x.dtype), w_dims)
     x_letters, w_letters = spec.split("->")[0].split(",")
     contracted = len(set(x_letters) & set(w_letters))
     rows = x.ndim - contracted
+    if isinstance(w, SplitMatrix):
+        x_dims = (*out_dims[:rows], *w_dims[:contracted])
+        return w.product(x, x_dims, out_dims).astype(x.dtype)
+    gathered = at_use(w.astype(x.dtype), w_dims)
     # Rows split over the context axis are no contiguous range of B x T: they stay two dims.
     row_groups = (rows,) if axis_size("length") == 1 else (1,) * rows
     x_MC = _merged(x, (*out_dims[:rows], *w_dims[:contracted]), (*row_groups, contracted))

@@ -1,0 +1,1 @@
+"""Generating text: sampling, prefill and decoding over a key-value cache."""

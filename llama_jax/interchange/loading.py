@@ -6,7 +6,7 @@ filled layer by layer, so the host holds two layers' worth of one tensor and no 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -48,52 +48,29 @@ def load_model(
     restore = getattr(source, "restore", None)
     if restore is not None:
         return nnx.merge(graphdef, restore(abstract))
-    report = _Counter(source, progress)
-    with jax.set_mesh(mesh):
-        params = [
-            (path, leaf.replace(_load(source, tuple(map(str, path)), leaf.get_value(), report)))
-            for path, leaf in nnx.to_flat_state(abstract)
-        ]
+    params = []
+    with jax.set_mesh(mesh), _Reader(source, progress) as reader:
+        for path, leaf in nnx.to_flat_state(abstract):
+            array = _load(reader, tuple(map(str, path)), leaf.get_value())
+            params.append((path, leaf.replace(array)))
     return nnx.merge(graphdef, nnx.from_flat_state(params))
 
 
-def _load(source: Source, path: Path, leaf: jax.ShapeDtypeStruct, report: "_Counter") -> jax.Array:
+def _load(reader: "_Reader", path: Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     sharding = leaf.sharding
     assert isinstance(sharding, NamedSharding)
     if path[0] != "layers":
         layout = Layout(path, leaf.shape)
-        part = _part(source.tensors[".".join(path)], layout, sharding, report)
+        (part,) = reader.parts([".".join(path)], layout, sharding)
         return part if part.dtype == leaf.dtype else _cast(part, leaf.dtype)
     names = [".".join(("layers", str(i), *path[1:])) for i in range(leaf.shape[0])]
     layout = Layout(path, leaf.shape[1:])
     of_layer = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    read = functools.partial(_part, layout=layout, sharding=of_layer, report=report)
     stack = jnp.zeros(leaf.shape, leaf.dtype, device=sharding)
-    for number, part in enumerate(_one_ahead(read, [source.tensors[name] for name in names])):
+    for number, part in enumerate(reader.parts(names, layout, of_layer)):
         # Waited for, or the parts of many layers would queue up in memory.
         stack = jax.block_until_ready(_insert(stack, part, number))
     return stack
-
-
-def _part(
-    tensor: StoredTensor, layout: Layout, sharding: NamedSharding, report: "_Counter"
-) -> jax.Array:
-    """One tensor in the parameter's dims and its own dtype; each slice is read once a host."""
-    read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
-
-    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        slices = layout.slices(index)
-        place = tuple((part.start, part.stop) for part in slices)
-        if place not in read:
-            values = layout.from_tensor(tensor.read(slices), index)
-            # A contiguous array might be taken over as it is: the parameter would be the file.
-            read[place] = values.copy() if values.flags.c_contiguous else values
-        return read[place]
-
-    part = jax.make_array_from_callback(layout.shape, sharding, shard, dtype=tensor.dtype)
-    report.add(tensor.nbytes)
-    return part
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -107,29 +84,61 @@ def _cast(part: jax.Array, dtype: Any) -> jax.Array:
     return part.astype(dtype)
 
 
-def _one_ahead(read: Callable[[StoredTensor], jax.Array], tensors: Sequence[StoredTensor]
-               ) -> Iterator[jax.Array]:  # fmt: skip
-    """`read` of each tensor, the next one being read while the caller uses this one."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, tensors[0])
-        for following in (*tensors[1:], None):
-            part = ahead.result()
-            if following is not None:
-                ahead = pool.submit(read, following)
-            yield part
+class _Reader:
+    """Reads tensors in one thread, one ahead of the caller, and tells how far it is.
 
-
-class _Counter:
-    """Bytes read so far, told to the caller."""
+    One thread for all: what each further thread has freed would stay in its own heap.
+    """
 
     def __init__(self, source: Source, progress: Progress | None) -> None:
+        self._tensors = source.tensors
         self._total = sum(tensor.nbytes for tensor in source.tensors.values())
         self._done, self._progress = 0, progress
+        self._thread = ThreadPoolExecutor(1)
 
-    def add(self, size: int) -> None:
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def parts(
+        self, names: Sequence[str], layout: Layout, sharding: NamedSharding
+    ) -> Iterator[jax.Array]:
+        """Each tensor in its own dtype and the parameter's dims, the next one being read."""
+
+        def read(name: str) -> Future[jax.Array]:
+            return self._thread.submit(_part, self._tensors[name], layout, sharding)
+
+        ahead = read(names[0])
+        for number, name in enumerate(names, 1):
+            part = ahead.result()
+            self._add(self._tensors[name].nbytes)
+            if number < len(names):
+                ahead = read(names[number])
+            yield part
+
+    def _add(self, size: int) -> None:
         self._done += size
         if self._progress is not None:
             self._progress(self._done, self._total)
+
+
+def _part(tensor: StoredTensor, layout: Layout, sharding: NamedSharding) -> jax.Array:
+    """One tensor on its devices; each slice is read once a host."""
+    read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        slices = layout.slices(index)
+        place = tuple((part.start, part.stop) for part in slices)
+        if place not in read:
+            values = layout.from_tensor(tensor.read(slices), index)
+            # A contiguous array might be taken over as it is: the parameter would be the file.
+            read[place] = values.copy() if values.flags.c_contiguous else values
+        return read[place]
+
+    return jax.make_array_from_callback(layout.shape, sharding, shard, dtype=tensor.dtype)
 
 
 def _check_values_together(source: Source) -> None:

@@ -35,6 +35,8 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.d
 EMBEDDING, LM_HEAD, FINAL_NORM = "embedding", "lm_head", "final_norm.scale"
 # Bytes of one piece where a tensor is gone through piece by piece.
 PIECE_BYTES = 64 * 2**20
+# The same where values are only looked at: what fits the caches is gone through faster.
+_GLANCE_BYTES = 4 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +123,18 @@ def head_rows(name: str) -> bool:
     return name.rpartition(".")[2] in ("q_proj", "k_proj", "q_bias", "k_bias")
 
 
-def pieces(shape: Shape, itemsize: int, *, multiple: int = 1) -> Iterator[Slices]:
-    """Slices by rows that cover a tensor, each of at most `PIECE_BYTES` or `multiple` rows.
+def pieces(
+    shape: Shape, itemsize: int, *, multiple: int = 1, most: int | None = None
+) -> Iterator[Slices]:
+    """Slices by rows that cover a tensor, each of at most `most` bytes or `multiple` rows.
 
     Args:
+      most: default `PIECE_BYTES`.
       multiple: rows of a piece are a multiple of this (but for the last), such as a head's.
     """
     row_bytes = math.prod(shape[1:]) * itemsize
-    rows = max(PIECE_BYTES // max(row_bytes, 1) // multiple, 1) * multiple
+    most = PIECE_BYTES if most is None else most
+    rows = max(most // max(row_bytes, 1) // multiple, 1) * multiple
     others = tuple(slice(0, size) for size in shape[1:])
     for start in range(0, shape[0], rows):
         yield (slice(start, min(start + rows, shape[0])), *others)
@@ -138,7 +144,8 @@ def any_nan(
     read: Callable[[Slices], np.ndarray], shape: Shape, dtype: np.dtype, *, multiple: int = 1
 ) -> bool:
     """Whether an unquantised tensor holds a NaN, looked for piece by piece."""
-    return any(has_nan(read(part)) for part in pieces(shape, dtype.itemsize, multiple=multiple))
+    parts = pieces(shape, dtype.itemsize, multiple=multiple, most=_GLANCE_BYTES)
+    return any(has_nan(read(part)) for part in parts)
 
 
 def has_nan(values: np.ndarray) -> bool:

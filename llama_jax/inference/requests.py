@@ -84,8 +84,7 @@ def encode_request(
         return tokenizer.encode(request.prompt, bos=tokenizer.adds_bos)
     if chat_format is None:
         raise ChatError("messages need a chat format")
-    encoded = chat_format.encode(request.messages, tools=request.tools, add_generation_prompt=True)
-    return encoded.ids
+    return chat_format.prompt(request.messages, tools=request.tools)
 
 
 def _load(line: str) -> Any:

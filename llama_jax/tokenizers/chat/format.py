@@ -40,6 +40,17 @@ class ChatFormat(Protocol):
           add_generation_prompt: end with the header of the assistant's next message.
 
         Raises:
-          ChatError: a conversation that the format can't express.
+          ChatError: a conversation that the format can't express, or of which can't be told what
+            the assistant wrote.
+        """
+        ...
+
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool | Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """What a model is given to reply to: the conversation and the header of the reply.
+
+        The ids of `encode` with a generation prompt, where it is of no matter what the assistant
+        wrote before.
         """
         ...

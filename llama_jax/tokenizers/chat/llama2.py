@@ -59,6 +59,12 @@ class Llama2Format:
             )  # fmt: skip
         return encode_pieces(self._tokenizer, pieces)
 
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool | Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """See `ChatFormat.prompt`."""
+        return self.encode(messages, tools=tools, add_generation_prompt=True).ids
+
     def _ask(self, message: Message, system: str | None) -> Iterator[Piece]:
         yield Piece(self._bos, special=True)
         told = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
@@ -107,6 +113,12 @@ class CodeLlama70bFormat:
         if add_generation_prompt:
             pieces += [self._header("assistant"), Piece("\n\n ", apart=True)]
         return encode_pieces(self._tokenizer, pieces)
+
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool | Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """See `ChatFormat.prompt`."""
+        return self.encode(messages, tools=tools, add_generation_prompt=True).ids
 
     def _header(self, role: str) -> Piece:
         destination = "\nDestination: user" if role == "assistant" else ""

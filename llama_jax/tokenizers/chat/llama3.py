@@ -104,6 +104,12 @@ class Llama3Format:
             pieces += _header("assistant")
         return encode_pieces(self._tokenizer, pieces)
 
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool | Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """See `ChatFormat.prompt`."""
+        return self.encode(messages, tools=tools, add_generation_prompt=True).ids
+
     def _with_tools(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
         """The conversation behind the system message and the message that describes tools."""
         style, rest = self._style, list(messages)

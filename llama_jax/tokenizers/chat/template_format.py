@@ -88,6 +88,31 @@ class TemplateFormat:
           ChatError: the template refuses the conversation, or it has no `{% generation %}` and
             writes a reply otherwise than its own prompt for it begins.
         """
+        variables, mark = self._variables(messages, tools, documents)
+        text, spans = self._render(variables, add_generation_prompt=add_generation_prompt)
+        if not self._template.marks_generation:
+            spans = self._reply_spans(text, variables)
+        return self._encoded(text, spans, mark)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool | Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """See `ChatFormat.prompt`: works for templates that rewrite earlier replies, too."""
+        variables, mark = self._variables(messages, tools, documents)
+        text, spans = self._render(variables, add_generation_prompt=True)
+        return self._encoded(text, spans, mark).ids
+
+    def _variables(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool | Mapping[str, Any]],
+        documents: Sequence[Mapping[str, Any]],
+    ) -> tuple[dict[str, Any], str]:
+        """What the template sees, and the mark inside what people wrote."""
         schemas = [tool.to_schema() if isinstance(tool, Tool) else dict(tool) for tool in tools]
         given = {"messages": [_to_table(m) for m in messages], "tools": schemas or None,
                  "documents": [dict(d) for d in documents] or None}  # fmt: skip
@@ -99,9 +124,9 @@ class TemplateFormat:
             "date_string": date_text(self._date),
             MARKS_VARIABLE: (begin, end),
         }
-        text, spans = self._render(variables, add_generation_prompt=add_generation_prompt)
-        if not self._template.marks_generation:
-            spans = self._reply_spans(text, variables)
+        return variables, mark
+
+    def _encoded(self, text: str, spans: Sequence[Span], mark: str) -> Encoded:
         pieces = self._with_bos(list(self._pieces(text, spans, mark)))
         return encode_pieces(self._tokenizer, pieces)
 

@@ -96,6 +96,12 @@ class TurnFormat:
             pieces += self._split(self._header("assistant"))
         return encode_pieces(self._tokenizer, pieces)
 
+    def prompt(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool | Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """See `ChatFormat.prompt`."""
+        return self.encode(messages, tools=tools, add_generation_prompt=True).ids
+
     def _message(self, message: Message) -> Iterator[Piece]:
         refuse_role(self.name, message, self._style.roles)
         if not self._style.writes_calls:

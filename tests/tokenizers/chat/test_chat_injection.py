@@ -79,6 +79,7 @@ def test_no_content_makes_or_breaks_a_special_token(name, data):
         return chat.encode(messages, add_generation_prompt=True)
 
     safe, got = encoded(["x", "y", "z"]), encoded(drawn)
+    assert chat.prompt([Message(r, c) for r, c in zip(roles, drawn, strict=True)]) == got.ids
     wanted_names, wanted_texts = specials_and_texts(tokenizer, safe.ids)
     names, texts = specials_and_texts(tokenizer, got.ids)
     assert names == wanted_names

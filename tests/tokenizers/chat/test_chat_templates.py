@@ -63,6 +63,8 @@ def test_a_template_that_drops_earlier_text_needs_the_generation_tag():
                "{% endfor %}"  # fmt: skip
     with pytest.raises(ChatError, match=r"message 2 is not written as .* needs {% generation %}"):
         make_chat_format(CHATML, template=template).encode(TALK)
+    # To be replied to it needs no mask.
+    assert CHATML.decode(make_chat_format(CHATML, template=template).prompt(TALK)) == "assistant2é"
 
 
 def test_a_token_over_the_border_belongs_to_where_it_begins(trained):

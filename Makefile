@@ -53,10 +53,10 @@ lint:
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench:
+bench: $(SMOLLM2)
 	$(MAKE) setup EXTRAS=test,torch
 	$(BIN)/python benchmarks/train_step.py
-	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/generate.py --model $(SMOLLM2)
 
 clean:
 	rm -rf $(VENV) .cache runs/quickstart build dist .pytest_cache .ruff_cache

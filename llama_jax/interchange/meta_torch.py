@@ -1,7 +1,8 @@
 """The one place where torch is imported, and tensors of its files become NumPy arrays.
 
 Files are mapped, not read, and only by the loader that makes tensors and nothing else: a pickle
-can hold any code.
+can hold any code. Pages of the map that were read count as this process's memory until the system
+wants them back.
 """
 
 import pickle

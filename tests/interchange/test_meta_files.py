@@ -133,6 +133,8 @@ def test_what_is_written_is_metas_layout_to_torch(tmp_path):
         for name, array in wanted.items():
             assert theirs[name].dtype == torch.bfloat16
             assert torch.equal(theirs[name], as_torch(array)), name
+            # A map of the file can be used as it is.
+            assert theirs[name].data_ptr() % 64 == 0
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "consolidated.00.pth") as archive:

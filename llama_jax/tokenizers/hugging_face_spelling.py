@@ -32,10 +32,8 @@ def make_spelling(
     if kinds == ["ByteLevel"]:
         return Spelling(_pieces(_byte_level(vocab), plain), names)
     if not kinds or not set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
-        known = "ByteLevel, Metaspace, or Replace, ByteFallback, Fuse and Strip"
-        raise TokenizerError(
-            f"tokenizer.json: decoder {kinds or None} is not known; known: {known}"
-        )
+        known = "ByteLevel; Metaspace; Replace, ByteFallback, Fuse, Strip"
+        raise TokenizerError(f"decoder {kinds or None} is not known (known: {known})")
     bytes_of = _bytes(vocab) if "ByteFallback" in kinds else {}
     spelled = {i: token.replace(_SPACE, " ").encode() for token, i in vocab.items()}
     leading = "first" if any(map(_strips, steps)) else "kept"

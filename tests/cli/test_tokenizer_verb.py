@@ -7,6 +7,7 @@ import pytest
 
 from llama_jax.cli.main import main
 from llama_jax.tokenizers import load_tokenizer
+from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,29 @@ def test_one_text_is_measured_on_itself_and_says_so(tmp_path, capsys):
     # abab, space, abab.
     assert "3.000 bytes a token on its own training text" in output
     assert "274 tokens, trained on 1 files" in output
+
+
+def test_train_makes_a_sentencepiece_vocabulary_where_asked(trained, tmp_path, capsys):
+    source, out = str(trained.parent / "corpus"), str(tmp_path / "made")
+    options = ["--kind", "sentencepiece", "--vocab-size", "320", "--json"]
+    assert main(["tokenizer", "train", source, *options, "--out", out]) == 0
+    report = json.loads(capsys.readouterr().out)
+    made = load_tokenizer(out)
+    assert isinstance(made, SentencePieceTokenizer)
+    assert (report["vocab_size"], report["fingerprint"]) == (320, made.fingerprint)
+    assert main(["tokenizer", "encode", "--tokenizer", out, "--bos", "\n"]) == 0
+    ids = capsys.readouterr().out.split()
+    assert (ids[0], ids[-1]) == ("1", "13")
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_a_tokenizer_too(smollm2_gguf, capsys):
+    path = str(smollm2_gguf)
+    assert main(["tokenizer", "encode", "--tokenizer", path, "Hello, world! 12"]) == 0
+    ids = capsys.readouterr().out.split()
+    assert ids == ["19556", "28", "905", "17", "216", "33", "34"]
+    assert main(["tokenizer", "decode", "--tokenizer", path, *ids]) == 0
+    assert capsys.readouterr().out == "Hello, world! 12\n"
 
 
 def test_train_does_not_overwrite_a_tokenizer(trained, capsys):

@@ -1,6 +1,7 @@
 """The model's own stacked arrays in an Orbax folder, seen as canonical tensors. L layers."""
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -73,7 +74,12 @@ class StackedArrays:
             )
             for key, leaf in leaves.items()
         }
-        found = self._read(arguments)
+        with self._lock:
+            self._kept.clear()
+        # Orbax would have all arrays under way at once, each through a copy on the host.
+        largest = max(math.prod(leaf.shape) * 4 for leaf in leaves.values())
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + 2 * largest // 10**9)
+        found = self._read(arguments, handler)
         return nnx.from_flat_state(
             [
                 (path, leaf.replace(found[self._keys[tuple(map(str, path))]]))
@@ -146,7 +152,8 @@ class StackedArrays:
         # One at a time: threads that each read another array would hold them all.
         with self._lock:
             if key not in self._kept:
-                array = self._read({key: ocp.RestoreArgs(restore_type=np.ndarray)})[key]
+                as_numpy = {key: ocp.RestoreArgs(restore_type=np.ndarray)}
+                array = self._read(as_numpy, self._handler)[key]
                 while self._kept and self._kept_bytes() + array.nbytes > _KEPT_BYTES:
                     del self._kept[next(iter(self._kept))]
                 self._kept[key] = array
@@ -155,12 +162,14 @@ class StackedArrays:
     def _kept_bytes(self) -> int:
         return sum(array.nbytes for array in self._kept.values())
 
-    def _read(self, arguments: Mapping[str, ocp.RestoreArgs]) -> dict[str, Any]:
+    def _read(
+        self, arguments: Mapping[str, ocp.RestoreArgs], handler: ocp.PyTreeCheckpointHandler
+    ) -> dict[str, Any]:
         wanted = ocp.args.PyTreeRestore(
             item=dict.fromkeys(arguments, 0), restore_args=dict(arguments), partial_restore=True
         )
         try:
-            return self._handler.restore(epath.Path(self.folder), args=wanted)
+            return handler.restore(epath.Path(self.folder), args=wanted)
         except Exception as error:
             names = next(iter(arguments)) if len(arguments) == 1 else "arrays"
             raise InterchangeError(f"{self.folder}: {names}: {_one_line(error)}") from error

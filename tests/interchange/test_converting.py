@@ -16,7 +16,7 @@ from llama_jax.interchange.converting import convert
 from llama_jax.interchange.hugging_face_writing import write_hugging_face
 from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.staging import staged
-from llama_jax.interchange.tensors import InterchangeError
+from llama_jax.interchange.tensors import BFLOAT16, InterchangeError
 from llama_jax.interchange.verifying import Comparison, prompt_ids
 from llama_jax.tokenizers import TokenizerError
 from llama_jax.tokenizers.byte import ByteTokenizer
@@ -56,6 +56,31 @@ def test_there_and_back_is_bit_equal_and_so_are_the_logits(src, tmp_path):
     assert ours.keys() == theirs.keys()
     assert all(theirs[name].tobytes() == ours[name].tobytes() for name in ours)
     assert names(tmp_path) == ["back", "o"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16, np.float16])
+def test_any_two_formats_hold_the_same_bits(dtype, tmp_path):
+    config = dataclasses.replace(
+        CASES["multi_head_plain"], vocab_size=272, num_kv_heads=2, init_std=0.02
+    )
+    source = random_source(config, dtype=dtype)
+    # GGUF holds vectors in float32 alone; with them so from the start, nothing is widened.
+    for name, array in source.arrays.items():
+        source.arrays[name] = array.astype(np.float32) if array.ndim == 1 else array
+    write_hugging_face(source, tmp_path / "0", tokenizer=ByteTokenizer())
+    path = tmp_path / "0"
+    for number, to in enumerate(["meta", "gguf", "orbax", "meta", "hf", "gguf", "hf"], 1):
+        target = tmp_path / (f"{number}.gguf" if to == "gguf" else str(number))
+        report = convert(path, target, to, verify=number == 7)
+        assert report.exact, to
+        path = target
+    assert report.comparison.max_difference == 0.0
+    back = open_source(path)
+    assert back.config == config
+    assert back.chat_template == source.chat_template
+    for name, array in source.arrays.items():
+        found = back.tensors[name].read_all()
+        assert (found.dtype, found.tobytes()) == (array.dtype, array.tobytes()), name
 
 
 def test_a_rounding_dtype_is_told_as_information(src, tmp_path):

@@ -22,6 +22,9 @@ def _leftmost_first(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     That one stands further left in the text, so it goes first:  `ab a` before `a ba`  in  ab a ba.
     Only repeated units (`a aa`, `aa a`) can stand both ways; they keep their order.
     """
+    lefts = {left for left, _ in pairs}
+    if not any(right in lefts for _, right in pairs):
+        return pairs
     ordered = []
     while len(pairs) > 1:
         first = next((p for p in pairs if not _has_left_neighbour(p, pairs)), pairs[0])

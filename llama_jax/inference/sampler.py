@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from llama_jax.inference.sampling import Sampling
+from llama_jax.sharding.rules import varying_like
 
 # What a row gives whose logits hold NaN or +inf, or nothing above -inf: no token.
 NO_TOKEN = -1
+# What a row that is finished already gives.
+IDLE = -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ def sample(
     transforms: Transforms,
     strengths: Strengths,
     *,
+    vocab_size: jax.Array | int | None = None,
     seen_BV: jax.Array | None = None,
     made_BV: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -83,6 +87,7 @@ def sample(
       keys_B: a random key for each row; of no use when greedy.
       transforms: which are applied.
       strengths: how strongly.
+      vocab_size: ids from here on are never taken: a padded vocabulary's last have no text.
       seen_BV: bool, tokens of prompt and completion; for the repetition penalty.
       made_BV: bool, tokens of the completion; for the presence penalty.
 
@@ -90,13 +95,16 @@ def sample(
       `NO_TOKEN` where a row's logits are unusable. Log-probabilities are those of the model's own
       distribution, before any transform; 0 unless `transforms.logprobs`.
     """
-    chosen_BV = transformed(logits_BV, transforms, strengths, seen_BV=seen_BV, made_BV=made_BV)
+    usable_BV = logits_BV
+    if vocab_size is not None:
+        usable_BV = jnp.where(jnp.arange(logits_BV.shape[1]) < vocab_size, logits_BV, -jnp.inf)
+    chosen_BV = transformed(usable_BV, transforms, strengths, seen_BV=seen_BV, made_BV=made_BV)
     token_B = chosen_BV.argmax(-1) if transforms.greedy else draw(chosen_BV, keys_B)
     token_B = token_B.astype(jnp.int32)
     logprob_B = jnp.zeros(token_B.shape, jnp.float32)
     if transforms.logprobs:
         logprob_B = logprob_of(logits_BV, token_B)
-    return jnp.where(jnp.isfinite(logits_BV.max(-1)), token_B, NO_TOKEN), logprob_B
+    return jnp.where(jnp.isfinite(usable_BV.max(-1)), token_B, NO_TOKEN), logprob_B
 
 
 def transformed(
@@ -152,7 +160,8 @@ def keep_top_p(logits_BV: jax.Array, p: jax.Array | float) -> jax.Array:
         mass_B1 = jnp.where(bits_BV >= tried_B1, probs_BV, 0.0).sum(-1, keepdims=True)
         return jnp.where(mass_B1 >= p, tried_B1, least_B1)
 
-    least_B1 = jax.lax.fori_loop(0, 31, set_bit, jnp.zeros_like(bits_BV[:, :1]))
+    start_B1 = varying_like(jnp.zeros((bits_BV.shape[0], 1), jnp.int32), bits_BV)
+    least_B1 = jax.lax.fori_loop(0, 31, set_bit, start_B1)
     return jnp.where(bits_BV >= least_B1, logits_BV, -jnp.inf)
 
 

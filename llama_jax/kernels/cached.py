@@ -114,5 +114,5 @@ def _by_blocks(
     return out_BTKGH.reshape(B, T, N, H).astype(q_BTNH.dtype)
 
 
-def _order(shape: tuple[int, int], first: jax.Array) -> jax.Array:
+def _order(shape: tuple[int, ...], first: jax.Array) -> jax.Array:
     return jnp.broadcast_to(first + jnp.arange(shape[1], dtype=jnp.int32), shape)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from llama_jax.config.model import ModelConfig
-from llama_jax.sharding.rules import Dims, kv_head_copies, on_shards, out_spec
+from llama_jax.sharding.rules import Dims, kv_head_copies, lay_out, on_shards, out_spec
 
 STACK: Dims = ("layers", "batch", "kv_heads", "key_length", "head_dim")
 ONE: Dims = STACK[1:]
@@ -103,6 +103,21 @@ def put_segments(cache: KVCache, segment_ids_BT: jax.Array) -> jax.Array:
 
     run = on_shards(local, (PLACES, PLACES, ()), PLACES)
     return run(cache.segment_ids, segment_ids_BT, cache.filled)
+
+
+def take_rows(cache: KVCache, rows_R: jax.Array) -> KVCache:
+    """A cache whose row i is row `rows_R[i]`; call it inside `jax.jit`."""
+
+    def take(x: jax.Array, dims: Dims) -> jax.Array:
+        batch = dims.index("batch")
+        # Rows may come from any shard: gathered first, one layer (or stack) at a time.
+        whole = lay_out(x, tuple(None if dim == "batch" else dim for dim in dims))
+        return lay_out(jnp.take(whole, rows_R, axis=batch), dims)
+
+    def each(x: jax.Array | tuple[jax.Array, ...]) -> jax.Array | tuple[jax.Array, ...]:
+        return tuple(take(y, ONE) for y in x) if isinstance(x, tuple) else take(x, STACK)
+
+    return KVCache(each(cache.k), each(cache.v), take(cache.segment_ids, PLACES), cache.filled)
 
 
 def _put(

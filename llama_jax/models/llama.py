@@ -4,6 +4,9 @@ B batch, T length, D width, V vocabulary, L layers (stacked in one array a param
 R = head dim / 2.
 """
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -179,14 +182,15 @@ class Llama(nnx.Module):
             return (x_BTD, kv.k, kv.v), None
 
         numbers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-        (x_BTD, k, v), _ = jax.lax.scan(run, (x_BTD, cache.k, cache.v), (numbers, stacked))
+        start: tuple[Any, ...] = (x_BTD, cache.k, cache.v)
+        (x_BTD, k, v), _ = jax.lax.scan(run, start, (numbers, stacked))
         return x_BTD, k, v
 
     def _extend_each(
         self, x_BTD: jax.Array, new: NewTokens, cache: KVCache
     ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-        caches = []
-        for layer, k, v in zip(self.layers, cache.k, cache.v, strict=True):
+        caches, layers = [], cast(Iterable[Layer], self.layers)
+        for layer, k, v in zip(layers, cache.k, cache.v, strict=True):
             x_BTD, kv = layer.extend(x_BTD, new, LayerCache(k, v))
             caches.append(kv)
         return x_BTD, tuple(kv.k for kv in caches), tuple(kv.v for kv in caches)

@@ -72,5 +72,5 @@ def _parts(stack: jax.Array, mesh: Mesh) -> list[jax.Array]:
     count = stack.shape[0]
     if not _on_one_cpu_device(mesh):
         return list(jax.jit(lambda x: [x[i] for i in range(count)])(stack))
-    whole, layout = np.asarray(stack), NamedSharding(mesh, P(*stack.sharding.spec[1:]))
+    whole, layout = np.asarray(stack), NamedSharding(mesh, P(*jax.typeof(stack).sharding.spec[1:]))
     return [jax.device_put(whole[i], layout, may_alias=True) for i in range(count)]

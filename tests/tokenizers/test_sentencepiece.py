@@ -108,6 +108,11 @@ def test_only_the_first_space_of_a_text_is_dropped(spm):
     assert "".join(map(stream.push, spm.encode("b"))) == " b"
 
 
+def test_a_space_as_a_byte_is_no_implicit_one(spm, library):
+    ids = [3 + ord(" "), *spm.encode("a")]
+    assert spm.decode(ids) == library.decode(ids) == "  a"
+
+
 def test_broken_bytes_become_one_sign_each_and_whole_ones_come_at_once(spm):
     emoji = [3 + byte for byte in "🙂".encode()]
     stream = StreamDecoder(spm)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_there_and_back_is_bit_equal_and_so_are_the_logits(src, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16, np.float16])
-def test_any_two_formats_hold_the_same_bits(dtype, tmp_path):
+def test_formats_one_after_another_hold_the_same_bits(dtype, tmp_path):
+    pytest.importorskip("torch", reason="reads Meta's pickles")
     config = dataclasses.replace(
         CASES["multi_head_plain"], vocab_size=272, num_kv_heads=2, init_std=0.02
     )
@@ -69,9 +71,9 @@ def test_any_two_formats_hold_the_same_bits(dtype, tmp_path):
         source.arrays[name] = array.astype(np.float32) if array.ndim == 1 else array
     write_hugging_face(source, tmp_path / "0", tokenizer=ByteTokenizer())
     path = tmp_path / "0"
-    for number, to in enumerate(["meta", "gguf", "orbax", "meta", "hf", "gguf", "hf"], 1):
+    for number, to in enumerate(["meta", "gguf", "orbax", "hf"], 1):
         target = tmp_path / (f"{number}.gguf" if to == "gguf" else str(number))
-        report = convert(path, target, to, verify=number == 7)
+        report = convert(path, target, to, verify=number == 4)
         assert report.exact, to
         path = target
     assert report.comparison.max_difference == 0.0
@@ -155,6 +157,23 @@ def test_the_old_dst_stands_until_the_new_one_is_complete(tmp_path):
         assert names(tmp_path) == [new.parent.name, "dst"]
         assert new.parent.name.startswith(".dst.partial")
     assert names(target) == ["new"]
+    assert names(tmp_path) == ["dst"]
+
+
+def test_where_the_new_cant_be_put_there_the_old_comes_back(tmp_path, monkeypatch):
+    target = tmp_path / "dst"
+    target.write_text("old")
+    rename = Path.rename
+
+    def fail(path, to):
+        if path.read_text() == "new":
+            raise OSError("another device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="another device"), staged(target) as new:
+        new.write_text("new")
+    assert target.read_text() == "old"
     assert names(tmp_path) == ["dst"]
 
 

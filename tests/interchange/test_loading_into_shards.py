@@ -134,8 +134,7 @@ def test_loaded_parameters_do_not_change_with_the_file(tmp_path):
     before = params_of(model)
     path = folder / "model.safetensors"
     with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 4)
-        file.write(bytes(path.stat().st_size // 2))
+        file.write(bytes(path.stat().st_size))
     for name, values in params_of(model).items():
         np.testing.assert_array_equal(values, before[name])
 

@@ -44,6 +44,8 @@ def write_by_hand(path, tensors, *, metadata=True):
         }
         end += array.nbytes
     text = json.dumps(header).encode()
+    # The first tensor begins at a multiple of 64 bytes, where JAX might use the file's own memory.
+    text += b" " * (-(8 + len(text)) % 64)
     values = b"".join(array.tobytes() for array in tensors.values())
     path.write_bytes(struct.pack("<Q", len(text)) + text + values)
 

@@ -9,6 +9,7 @@ from llama_jax.config.files import load_model_config
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from llama_jax.interchange.hugging_face_config import from_config_json, to_config_json
+from llama_jax.models.rope import frequencies
 
 PLAIN = CASES["multi_head_plain"]
 LLAMA3 = {
@@ -67,6 +68,14 @@ def test_llama3_scaling_is_read_under_both_keys_of_its_kind(key):
     block = {key if k == "rope_type" else k: v for k, v in LLAMA3.items()}
     scaling = read(rope_scaling=block, rope_theta=5e5).rope.scaling
     assert scaling == Llama3Scaling(factor=8.0, original_max_seq_len=8192)
+
+
+def test_llama31s_file_gives_its_frequencies():
+    rope = read(rope_scaling=LLAMA3, rope_theta=500000.0).rope
+    found = frequencies(rope, 128)
+    wanted = {29: 2.166570764e-03, 30: 1.371893568e-03, 34: 1.785078128e-04, 35: 9.556212354e-05}
+    for pair, value in (wanted | {63: 3.068925989e-07}).items():
+        assert found[pair] == pytest.approx(value, rel=1e-6)
 
 
 def test_yarn_reads_deepseeks_weights_of_its_temperature():

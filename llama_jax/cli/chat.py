@@ -135,11 +135,14 @@ def _save(conversation: "Conversation", name: str) -> None:
 
 def _answer(conversation: "Conversation", text: str) -> None:
     """Print the reply as it comes, then what there is to say about it."""
+    from llama_jax.cli.waiting import waiting
     from llama_jax.tokenizers.chat import ChatError
 
+    hint = "reading" if conversation.messages else "compiling; the next replies come sooner"
     try:
-        with contextlib.closing(conversation.reply(text)) as pieces:
+        with contextlib.closing(conversation.reply(text)) as pieces, waiting(hint) as sign:
             for piece in pieces:
+                sign.end()
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         pass  # what came is kept

@@ -100,13 +100,19 @@ def _read(arguments: argparse.Namespace) -> "list[Request]":
 
 def _stream(task: "Task") -> int:
     """One completion, as it comes; how it ended goes to stderr."""
-    print(_shown_prompt(task.requests[0]), end="", flush=True)
-    for piece in task.stream():
-        print(piece.text, end="", flush=True)
-        if piece.completion is not None:
-            print(flush=True)
-            count = len(piece.completion.ids)
-            print(f"[{piece.completion.finish_reason}, {count} tokens]", file=sys.stderr)
+    from llama_jax.cli.waiting import waiting
+
+    # The prompt comes with the first text: a line that is begun has no room for the sign.
+    shown = _shown_prompt(task.requests[0])
+    with waiting("compiling and reading the prompt") as sign:
+        for piece in task.stream():
+            sign.end()
+            print(shown, piece.text, sep="", end="", flush=True)
+            shown = ""
+            if piece.completion is not None:
+                print(flush=True)
+                count = len(piece.completion.ids)
+                print(f"[{piece.completion.finish_reason}, {count} tokens]", file=sys.stderr)
     return 0
 
 

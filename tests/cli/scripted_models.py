@@ -1,14 +1,26 @@
 """Llamas that say what is written here: the token after each token is fixed. No tests here."""
 
+import dataclasses
 import itertools
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 
+from llama_jax.checkpoint.manager import Checkpoints
+from llama_jax.config.files import load_run_config
+from llama_jax.config.loading import to_table, to_toml
 from llama_jax.config.model import ModelConfig, RopeConfig
+from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.generation_defaults import GenerationDefaults
+from llama_jax.interchange.loading import load_model
+from llama_jax.optim.optimizer import make_optimizer
+from llama_jax.optim.schedule import make_schedule
+from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers.byte import ByteTokenizer
+from llama_jax.training.state import init_state
 
 sys.path.append(str(Path(__file__).parents[1] / "interchange"))
 
@@ -55,3 +67,18 @@ def scripted_source(*lines, generation=GenerationDefaults(), chat_template=None)
 
 def ids_of(part):
     return [BYTE.special[part]] if part in BYTE.special else list(part.encode())
+
+
+def write_run(source, folder):
+    """A run's folder with one checkpoint of the source's weights, as training leaves it."""
+    config = dataclasses.replace(load_run_config("tiny"), model=source.config)
+    folder.mkdir()
+    (folder / "config.toml").write_text(to_toml(to_table(config)))
+    BYTE.save(folder / "tokenizer")
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    schedule = make_schedule(config.schedule, config.training.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    model = load_model(source, ExecutionConfig(), mesh)
+    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints, jax.set_mesh(mesh):
+        state = init_state(nnx.state(model), optimizer, jax.random.key(0))
+        checkpoints.save(1, state, {})

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 
 import pytest
@@ -43,7 +45,7 @@ def test_each_line_gets_a_reply_until_the_input_ends(talk):
 def test_the_format_of_a_base_model_is_that_of_its_special_tokens(talk):
     out, err = talk("Hi", options=("--temperature", "0"))
     assert out == "BONJÜR\n"
-    assert "[chat format llama3.1;" in err
+    assert "[chat format llama3;" in err
 
 
 def test_the_conversation_is_saved_with_its_system_message(talk, tmp_path):
@@ -130,22 +132,31 @@ def test_the_help_names_every_command():
         assert command in chat.__doc__
 
 
+def llama_jax(*arguments, said=""):
+    """The command on one device, as on a laptop."""
+    one = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_jax.cli.main", *arguments],
+        env={**os.environ, **one}, input=said, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.slow
-def test_a_conversation_with_smollm2(smollm2_gguf, shared, monkeypatch, capsys, tmp_path):
+def test_a_conversation_with_smollm2(smollm2_gguf, tmp_path):
     options = ["--model", str(smollm2_gguf), "--temperature", "0"]
     question = "What is the capital of France?"
-    chatted = ["generate", *options, "--chat", "--prompt", question, "--json"]
-    assert main(chatted) == 0
-    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    line = json.loads(
+        llama_jax("generate", *options, "--chat", "--prompt", question, "--json").stdout
+    )
     assert len(line["prompt_ids"]) == 37
     assert line["ids"] == [504, 3575, 282, 4649, 314, 7042, 30]
     assert (line["finish_reason"], line["stop"]) == ("stop", 2)
     path = tmp_path / "talk.jsonl"
     said = f"{question}\nAnd of Germany?\n/save {path}\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
-    assert main(["chat", *options, "--max-new-tokens", "24"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("The capital of France is Paris.\n")
-    assert "Berlin" in out
-    roles = [json.loads(line)["role"] for line in path.read_text(encoding="utf-8").splitlines()]
-    assert roles == ["user", "assistant", "user", "assistant"]
+    talk = llama_jax("chat", *options, said=said)
+    assert talk.stdout == "The capital of France is Paris.\nThe capital of Germany is Berlin.\n"
+    saved = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [message["role"] for message in saved] == ["user", "assistant"] * 2
+    assert saved[3]["content"] == "The capital of Germany is Berlin."

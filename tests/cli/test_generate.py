@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from scripted_models import BYTE, CONFIG, scripted_source
+from scripted_models import BYTE, CONFIG, scripted_source, write_run
 
 from llama_jax.cli.main import main
 from llama_jax.interchange.generation_defaults import GenerationDefaults
@@ -64,15 +64,26 @@ def test_a_json_line_holds_ids_text_and_why_it_ended(hugging_face, capsys):
     }
 
 
-@pytest.mark.parametrize("kind", ["gguf", "orbax"])
+@pytest.mark.parametrize("kind", ["gguf", "orbax", "run"])
 def test_the_same_comes_out_of_other_formats(source, kind, tmp_path, capsys):
+    model = tmp_path / f"scripted.{kind}"
     if kind == "gguf":
-        model = tmp_path / "scripted.gguf"
         write_gguf(source, model)
-    else:
-        model = tmp_path / "orbax"
+    elif kind == "orbax":
         write_orbax(source, model, tokenizer=BYTE)
+    else:
+        write_run(source, model)
     lines = json_lines(capsys, model, "--prompt", "abc", *GREEDY)
+    assert [line["text"] for line in lines] == ["defgh"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--set", "mesh.tensor=2", "--set", "mesh.fsdp=4"], ["--dtype", "bfloat16", "--platform",
+                                                         "cpu"]],
+)  # fmt: skip
+def test_the_same_comes_out_of_another_mesh_and_dtype(hugging_face, options, capsys):
+    lines = json_lines(capsys, hugging_face, "--prompt", "abc", *GREEDY, *options)
     assert [line["text"] for line in lines] == ["defgh"]
 
 

@@ -15,6 +15,7 @@ from llama_jax.tokenizers.chat.llama3 import (
 from llama_jax.tokenizers.chat.message import ChatError
 from llama_jax.tokenizers.chat.template_format import TemplateFormat
 from llama_jax.tokenizers.chat.turns import CHATML, ZEPHYR, TurnFormat
+from llama_jax.tokenizers.special import SMALL_SPECIAL_COUNT
 from llama_jax.tokenizers.tokenizer import Tokenizer
 
 FORMATS = ("llama2", "codellama-70b", "llama3", "llama3.1", "chatml", "zephyr", "template")
@@ -65,8 +66,10 @@ def make_chat_format(
 def _recognised(tokenizer: Tokenizer) -> str:
     special = tokenizer.special
     if START_HEADER in special:
-        # April 2024's vocabulary had not named the end of a message yet.
-        return "llama3.1" if END_OF_MESSAGE in special else "llama3"
+        # April 2024's vocabulary had not named the end of a message yet. Those trained here have
+        # the names, few as they are, but nothing that was trained on them knows of dates.
+        dated = END_OF_MESSAGE in special and len(special) > SMALL_SPECIAL_COUNT
+        return "llama3.1" if dated else "llama3"
     if "<|im_start|>" in special:
         return "chatml"
     if "<step>" in special:

@@ -144,9 +144,9 @@ def test_the_vocabulary_tells_the_format(tokenizer, name):
 
 
 def test_the_models_template_goes_before_the_vocabulary_and_a_name_before_both(byte):
-    assert make_chat_format(byte).name == "llama3.1"
+    assert make_chat_format(byte).name == "llama3"
     assert make_chat_format(byte, template="{{ 'x' }}").name == "template"
-    assert make_chat_format(byte, template="{{ 'x' }}", name="llama3").name == "llama3"
+    assert make_chat_format(byte, template="{{ 'x' }}", name="llama3.1").name == "llama3.1"
 
 
 def test_an_unknown_name_gets_the_nearest(byte):

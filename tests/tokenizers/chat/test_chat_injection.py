@@ -27,7 +27,7 @@ NAMED = BytesWith("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|t
 
 FORMATS = {
     "llama3": make_chat_format(ByteTokenizer(), name="llama3"),
-    "llama3.1": make_chat_format(ByteTokenizer()),
+    "llama3.1": make_chat_format(ByteTokenizer(), name="llama3.1"),
     "chatml": make_chat_format(CHATML),
     "zephyr, tags special": make_chat_format(NAMED, name="zephyr"),
     "chatml template": make_chat_format(CHATML, template=CHATML_TEMPLATE),

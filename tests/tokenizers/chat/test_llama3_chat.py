@@ -99,6 +99,10 @@ def test_what_was_written_follows_the_prompt_that_it_answered(llama3):
     assert whole.mask == [False] * len(prompt) + [True] * 3
 
 
+def test_the_real_vocabulary_is_that_of_llama_31(llama3):
+    assert make_chat_format(llama3).name == "llama3.1"
+
+
 def test_any_of_three_tokens_ends_a_reply(llama3):
     assert make_chat_format(llama3).stop_tokens == {
         "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"

@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from llama_jax.config.loading import apply_overrides, from_table
+from llama_jax.config.loading import ConfigError, apply_overrides, from_table, nearest
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.inference.generator import Generator
 from llama_jax.interchange.loading import load_model
@@ -15,7 +15,7 @@ from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.source import Source
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers import Tokenizer
-from llama_jax.tokenizers.chat import ChatFormat, make_chat_format
+from llama_jax.tokenizers.chat import FORMATS, ChatFormat, make_chat_format
 
 DType = Literal["float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
@@ -77,6 +77,9 @@ def open_session(
       InterchangeError, TokenizerError, ChatError, ConfigError: each names what is wrong. All but
         those of the tensors come before any of these is read.
     """
+    if chat_format is not None and chat_format not in FORMATS:
+        wrong = f"unknown chat format '{chat_format}'{nearest(chat_format, FORMATS)}"
+        raise ConfigError(wrong, key="--chat-format")
     placement = from_table(Placement, apply_overrides({}, overrides), "--set")
     source = open_source(path)
     tokenizer = source.load_tokenizer()

@@ -180,7 +180,7 @@ def test_samples_differ_by_seed_alone(tmp_path, capsys):
         (["--prompt", "a", "--n", "0"], 2, "--n: at least 1"),
         (["--prompt", "a", "--system", "s"], 2, "--system: needs --chat"),
         (["--prompt", "a", "--chat-format", "llama3"], 2, "--chat-format: needs --chat"),
-        (["--prompt", "a", "--chat", "--chat-format", "lama3"], 1, "did you mean 'llama3'?"),
+        (["--prompt", "a", "--chat", "--chat-format", "lama3"], 2, "did you mean 'llama3'?"),
         (["--prompts", "absent.txt"], 2, "absent.txt: No such file"),
         (["--prompt", "a" * 600], 2, "prompt 1 has 601 tokens; the model's context is 512"),
         (["--prompt", "a", "--set", "mesh.tenso=2"], 2, "did you mean 'tensor'?"),

@@ -2,15 +2,11 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -117,7 +117,7 @@ def run_transformers(case: Case) -> dict[str, Any]:
 
     torch.set_num_threads(os.cpu_count() or 1)
     start = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(Path(case.folder) / "hf", dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(Path(case.folder) / "hf", dtype=torch.float32)
     load_s = time.perf_counter() - start
 
     def generate(ids: Any, new_tokens: int) -> None:

@@ -42,9 +42,14 @@ class MetaSource:
     chat_template: str | None
     format: str = "meta"
 
-    @cached_property
+    @property
     def generation(self) -> GenerationDefaults:
         """Of `generation_config.json`, or the tokenizer's end of text."""
+        return self._generation
+
+    @cached_property
+    def _generation(self) -> GenerationDefaults:
+        # Kept, since a real tokenizer takes seconds to read.
         file = self.path / GENERATION_FILE
         if file.is_file():
             defaults = from_generation_config(read_json(file), str(file))

@@ -30,7 +30,7 @@ RULES: dict[str, Axes] = {
     "head_dim": None,
     "vocab": "tensor",
     "layers": None,
-    "norm": None,  # norm scales and biases of D are tiny: gathering them would cost more than keeping copies
+    "norm": None,  # norm scales, biases of D: too small for gathering to pay
 }
 # Parameters, their gradients and optimizer moments are stored with these on top.
 STORED: dict[str, Axes] = {**RULES, "embed": "fsdp"}

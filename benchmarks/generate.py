@@ -138,7 +138,7 @@ def run_transformers(case: Case) -> dict[str, Any]:
 
 def run_llama_cpp(case: Case) -> dict[str, Any]:
     """llama.cpp by its Python binding, one row at a time."""
-    from llama_cpp import Llama
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
 
     start = time.perf_counter()
     model = Llama(

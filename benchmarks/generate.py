@@ -16,7 +16,6 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_step import machine
+from train_step import machine, run_apart
 
 PROMPT_LEN = 64  # of the prompts that decoding goes on from
 
@@ -169,20 +168,6 @@ RUNNERS = {
 NEEDS = {"transformers": "transformers", "llama.cpp": "llama_cpp"}
 
 
-def run_apart(case: Case) -> dict[str, Any]:
-    """The case in a fresh process: no engine's threads, caches or memory reach another's figure."""
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    environment.pop("XLA_FLAGS", None)  # emulated devices would share the cores
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a hit would hide the compile time
-    command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"engine": case.engine, "error": reason}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 def print_result(result: dict[str, Any]) -> None:
     """One line of the table."""
     name = f"{result['engine']:<13}"
@@ -239,7 +224,7 @@ def main() -> None:
                 continue
             sizes = tuple(args.batch_sizes)
             case = Case(engine, folder, sizes, args.prefill_len, args.new_tokens, args.repeats)
-            results.append(run_apart(case))
+            results.append(run_apart(case, __file__))
             if not args.json:
                 print_result(results[-1])
     if args.json:

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ENGINES = ("llama_jax", "torch-eager", "torch-compile")
 # A model of about ten million parameters; others are names of shipped configs.
@@ -221,13 +222,13 @@ RUNNERS = {
 }
 
 
-def run_apart(case: Case) -> dict:
+def run_apart(case: Any, script: str = __file__) -> dict[str, Any]:
     """The case in a fresh process: no engine's threads, caches or memory reach another's figure."""
     root = Path(__file__).parents[1]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
     environment.pop("XLA_FLAGS", None)  # emulated devices would share the cores
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a hit would hide the compile time
-    command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
+    command = [sys.executable, script, "--case", json.dumps(dataclasses.asdict(case))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

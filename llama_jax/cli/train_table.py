@@ -92,6 +92,7 @@ def _next_commands(run_dir: epath.Path) -> str:
     samples = f"  cat {folder}/samples.txt\n" if (run_dir / "samples.txt").exists() else ""
     return (
         f"next:\n{samples}"
+        f"  llama-jax generate --model {folder} --prompt 'def main():'\n"
         f"  tensorboard --logdir {folder}/tensorboard\n"
         f"  llama-jax data inspect {folder}/config.toml\n"
         f"  llama-jax tokenizer encode --tokenizer {folder}/tokenizer 'def main():'\n"

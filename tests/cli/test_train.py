@@ -36,7 +36,12 @@ def test_train_runs_says_where_all_is_and_a_second_call_that_it_is_done(tmp_path
     done = llama_jax(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cpu, 1 device (cpu), 1 process, jax ")
-    for line in ("held-out bits a byte, gzip -9, files joined", "samples.txt", "next:"):
+    for line in (
+        "held-out bits a byte, gzip -9, files joined",
+        "samples.txt",
+        "next:",
+        "generate --model",
+    ):
         assert line in done.stdout
     again = llama_jax(*command, "--json")
     assert again.returncode == 0

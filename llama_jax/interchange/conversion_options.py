@@ -61,6 +61,8 @@ def check_target(src: str | Path, dst: Path, to: str, options: Options) -> None:
     """
     if to == "gguf" and dst.suffix != ".gguf":
         raise ConfigError("a GGUF file's name ends in .gguf", source=str(dst))
+    if to != "gguf" and dst.suffix == ".gguf":
+        raise ConfigError(f"would be a folder of {to} files named as a GGUF file", source=str(dst))
     if not os.path.lexists(dst):
         return
     if not options.overwrite:

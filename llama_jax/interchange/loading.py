@@ -1,7 +1,7 @@
 """From an opened checkpoint to a model on a mesh, each tensor straight into its shards.
 
-The stacked arrays are made on the devices and
-filled layer by layer, so the host holds two layers' worth of one tensor and no more. L layers.
+The stacked arrays are made on the devices and filled layer by layer, so the host holds two
+layers' worth of one tensor and no more. L layers.
 """
 
 import functools

@@ -87,7 +87,14 @@ def split(w: np.ndarray, inputs: int, put: Callable[[np.ndarray], jax.Array]) ->
         out_shape = w.shape[inputs:]
         w_XC = w.reshape(math.prod(w.shape[:inputs]), -1).T
     X = w_XC.shape[0]
-    count = min(len(os.sched_getaffinity(0)), X)
+    count = min(_cores(), X)
     edges = [X * i // count for i in range(count + 1)]
     pieces = (np.ascontiguousarray(w_XC[a:b]) for a, b in itertools.pairwise(edges))
     return SplitMatrix(tuple(map(put, pieces)), tuple(out_shape))
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells (macOS doesn't); else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,7 @@
 
 Stacked layers compile to one body whatever their number, which TPUs want. On a CPU a scan copies
 each layer's slice out of the stack in every step, as many bytes as the step reads at all: there
-the layers stand apart.
+the layers stand apart, and on one device each matrix is cut into pieces (`split_matrix`).
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from llama_jax.models.split_matrix import split
 def for_generation(model: Llama, mesh: Mesh, *, stacked: bool) -> Llama:
     """The same model, cast to its compute dtype, its layers as asked for.
 
-    Arrays that need no change are shared with `model`, not copied; on one CPU device that goes for
-    the parts of a stack too, since they are views of it.
+    Arrays that need no change are shared with `model`, not copied. On one CPU device, unstacked,
+    vectors are views of `model`'s and projections are copied, turned to [out, in].
 
     Args:
       model: as training has it, with stacked layers.

@@ -60,6 +60,9 @@ def _load_folder(folder: Path) -> Tokenizer:
     try:
         return _load_model(model, _with_added_tokens(table, definition))
     except TokenizerError:
+        # Added tokens that don't fit the model are the definition's to tell; a model that can't
+        # be read by itself either is broken, and taking the other file would hide it.
+        _load_model(model, {})
         return _load_definition(definition, table)
 
 

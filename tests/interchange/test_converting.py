@@ -224,6 +224,12 @@ def test_options_without_use_are_refused(to, options, complaint, src, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_folder_is_not_named_as_a_gguf_file(src, tmp_path):
+    with pytest.raises(ConfigError, match="would be a folder of meta files named as a GGUF file"):
+        convert(src, tmp_path / "dst.gguf", "meta")
+    assert names(tmp_path) == []
+
+
 def test_a_checkpoint_without_a_tokenizer_is_converted_only_where_asked(tmp_path):
     folder = write_folder(tmp_path / "src", CASES["linear"])
     with pytest.raises(TokenizerError, match="--no-tokenizer converts the weights alone"):

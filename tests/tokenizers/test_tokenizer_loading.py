@@ -99,6 +99,13 @@ def test_a_sentencepiece_file_goes_before_tokenizer_json_whose_added_tokens_it_t
     assert (loaded.eos_id, loaded.vocab_size) == (421, 422)
 
 
+def test_a_broken_sentencepiece_file_is_not_hidden_by_tokenizer_json(spm, tmp_path):
+    spm.save(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(spm.proto[: len(spm.proto) // 2])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model: "):
+        load_tokenizer(tmp_path)
+
+
 def test_older_folders_keep_special_tokens_in_files_of_their_own(spm, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(spm.proto)
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 420}')

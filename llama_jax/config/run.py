@@ -14,6 +14,21 @@ from llama_jax.config.loading import (
 from llama_jax.config.model import ModelConfig
 
 DType = Literal["float32", "bfloat16"]
+# Tensors of a layer that its backward pass reads, in the order in which they are made. q, k and v
+# are what attention reads: rotated. `swiglu` is what the down projection reads.
+CheckpointName = Literal[
+    "layer_input",
+    "attn_norm",
+    "q",
+    "k",
+    "v",
+    "attention",
+    "o_proj",
+    "mlp_norm",
+    "gate_proj",
+    "up_proj",
+    "swiglu",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +41,22 @@ class ExecutionConfig:
     attention: Literal["auto", "reference", "blockwise"] = "auto"
     # What a layer keeps for its backward pass, from all to its input alone; llama_jax.models.remat
     # says what each keeps. `dots` recomputes so little that it is the default.
-    remat: Literal["none", "dots", "block", "full"] = "dots"
+    remat: Literal["none", "dots", "block", "attention", "full"] = "dots"
+    # Tensors kept beside those of `remat`, and tensors kept in the host's memory instead.
+    remat_save: tuple[CheckpointName, ...] = ()
+    remat_offload: tuple[CheckpointName, ...] = ()
     scan_layers: bool = True
     # Tokens a chunk of the cross entropy on each device; bounds the float32 logits held at once.
     loss_chunk_size: Annotated[int, Positive] = 1024
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for key in ("remat_save", "remat_offload"):
+            if self.remat == "none" and getattr(self, key):
+                raise ConfigError("has no meaning for remat 'none', which keeps all", key=key)
+        both = sorted(set(self.remat_save) & set(self.remat_offload))
+        if both:
+            raise ConfigError(f"'{both[0]}' is in remat_save too", key="remat_offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +307,17 @@ class MetricsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HardwareConfig:
+    """What a run is meant for: `plan` compiles for it, `train` says so where the devices differ."""
+
+    slice: str  # a TPU slice by name or topology: "v5e-16", "v5litepod-16", "v5p:4x4x4"
+    slices: Annotated[int, Positive] = 1  # slices joined over the data centre's network
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run."""
 
@@ -294,6 +332,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
+    hardware: HardwareConfig | None = None
     seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = 0
 
     def __post_init__(self) -> None:

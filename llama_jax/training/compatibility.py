@@ -14,6 +14,8 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("execution.param_dtype", False),  # the stored state's own dtype
     ("execution.*", True),
     ("training.microbatches", True),
+    ("hardware.*", True),
+    ("compiler.*", True),
     # Who is told, when it is saved or looked at.
     ("metrics.*", True),
     ("checkpoint.*", True),

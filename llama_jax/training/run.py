@@ -27,11 +27,9 @@ from llama_jax.config.run import RunConfig
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
-from llama_jax.models.init import abstract_model, make_model
-from llama_jax.objectives.objective import make_objective
-from llama_jax.optim.optimizer import make_optimizer
-from llama_jax.optim.schedule import make_schedule
+from llama_jax.models.init import make_model
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.training.assembly import assemble
 from llama_jax.training.compatibility import check_compatible
 from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import (
@@ -45,8 +43,7 @@ from llama_jax.training.inputs import (
 from llama_jax.training.loop import Parts, run_steps
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
 from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
-from llama_jax.training.state import TrainState, abstract_state, init_state, target_tokens
-from llama_jax.training.step import make_eval_step, make_train_step
+from llama_jax.training.state import TrainState, init_state, target_tokens
 from llama_jax.training.stopping import StopRequest
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
@@ -112,19 +109,15 @@ class _Run:
     def train(self, begun_s: float) -> Outcome:
         """Prepare, restore or initialise, run the loop, and finish."""
         config = self.config
-        schedule = make_schedule(config.schedule, config.training.steps)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        objective = make_objective(config.objective, config.execution)
-        graphdef, abstract = abstract_model(config.model, config.execution, self.mesh)
+        assembly = assemble(config, self.mesh)
         inputs = prepare_inputs(config, self.run_dir, self.say)
         self._say_sizes(inputs)
-        key = jax.random.key(config.seed)
 
-        restored = self.checkpoints.restore_latest(abstract_state(abstract, optimizer, key))
+        restored = self.checkpoints.restore_latest(assembly.abstract_state)
         if restored is None:
             model = make_model(config.model, config.execution, self.mesh, config.seed)
             step, position = 0, None
-            state = init_state(nnx.state(model), optimizer, key)
+            state = init_state(nnx.state(model), assembly.optimizer, jax.random.key(config.seed))
         else:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
@@ -145,10 +138,8 @@ class _Run:
             ):
                 parts = Parts(
                     mesh=self.mesh,
-                    train_step=make_train_step(
-                        graphdef, objective, optimizer, schedule, config.training
-                    ),
-                    eval_step=make_eval_step(graphdef, objective),
+                    train_step=assembly.train_step,
+                    eval_step=assembly.eval_step,
                     batches=batches,
                     held_out=held_out_passes(config, inputs, self.mesh),
                     checkpoints=self.checkpoints,
@@ -160,7 +151,7 @@ class _Run:
                 seconds = reporter.goodput.summary()
         finally:
             batches.close()
-        return self._finish(state, graphdef, inputs, stop, seconds, begun_s)
+        return self._finish(state, assembly.graphdef, inputs, stop, seconds, begun_s)
 
     def _finish(
         self,

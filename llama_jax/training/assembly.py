@@ -1,0 +1,82 @@
+"""What a step is made of, from a run's config and a mesh: the one place where both `train` and
+`plan` get it, so that what is planned is what is run.
+
+Everything here is abstract (shapes, dtypes, shardings): no array is made, so the mesh may be one of
+devices that exist only in a topology's description.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from llama_jax.config.run import RunConfig
+from llama_jax.data.device import host_rows
+from llama_jax.data.rows import FIELDS
+from llama_jax.models.init import abstract_model
+from llama_jax.objectives.objective import Objective, make_objective
+from llama_jax.optim.optimizer import make_optimizer
+from llama_jax.optim.schedule import Schedule, make_schedule
+from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.state import TrainState, abstract_state
+from llama_jax.training.step import JittedStep, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The parts of a run's step.
+
+    Attributes:
+      abstract_state: as `state.init_state` makes it, without memory.
+      abstract_batch: [B, T] arrays as `data.device.to_device` makes them, without memory.
+      train_step, eval_step: jitted, not yet compiled; call or lower them under `jax.set_mesh`.
+    """
+
+    graphdef: nnx.GraphDef
+    abstract_state: TrainState
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    train_step: JittedStep
+    eval_step: JittedStep
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    objective: Objective
+
+
+def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
+    """Everything that a run's step needs, for a mesh of real or merely described devices.
+
+    Raises:
+      ConfigError: the mesh doesn't divide a parameter or the batch.
+    """
+    schedule = make_schedule(config.schedule, config.training.steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    objective = make_objective(config.objective, config.execution)
+    graphdef, params = abstract_model(config.model, config.execution, mesh)
+    # A key itself would be an array on the mesh's devices, which a described device can't hold.
+    key: Any = jax.eval_shape(lambda: jax.random.key(config.seed))
+    with jax.set_mesh(mesh):
+        state = abstract_state(params, optimizer, key)
+    return Assembly(
+        graphdef=graphdef,
+        abstract_state=state,
+        abstract_batch=_abstract_batch(config, mesh),
+        train_step=make_train_step(graphdef, objective, optimizer, schedule, config.training),
+        eval_step=make_eval_step(graphdef, objective),
+        optimizer=optimizer,
+        schedule=schedule,
+        objective=objective,
+    )
+
+
+def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    data = config.data
+    host_rows(mesh, data.batch_size, mesh.devices.flat)  # refuses a batch that doesn't divide
+    sharding = batch_sharding(mesh)
+    shape = (data.batch_size, data.seq_len)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, dtype in FIELDS.items()
+    }

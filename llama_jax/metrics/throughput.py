@@ -1,6 +1,7 @@
 """How fast, and how much of the machine: tokens a second, MFU, and goodput.
 
-FLOPs a token come in as a number: the formula is `llama_jax.models.accounting`'s alone.
+FLOPs a token come in as a number: the formula is `llama_jax.models.accounting`'s alone. The
+devices' peaks are `llama_jax.config.hardware`'s.
 """
 
 import contextlib
@@ -11,34 +12,9 @@ from typing import Literal
 
 import jax
 
-# Dense bfloat16 FLOP/s of one JAX device, from the vendors' published specifications. On TPU v2
-# and v3 a device is one of a chip's two cores. Keys are the start of `device_kind`, longest first.
-PEAK_FLOPS = {
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4 lite": 138e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from llama_jax.config.hardware import peak_flops
 
 Part = Literal["step", "data_wait", "compile", "eval", "save", "other"]
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Peak FLOP/s of one device, or None when it isn't known, as for any CPU."""
-    for kind in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if device_kind.lower().startswith(kind.lower()):
-            return PEAK_FLOPS[kind]
-    return None
 
 
 def model_flops_utilization(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.metrics.throughput import peak_flops
+from llama_jax.config.hardware import peak_flops
 from llama_jax.training.environment import enable_compilation_cache, git_state, versions
 
 # An accelerator shows as one of these whether or not JAX can use it.

@@ -8,7 +8,6 @@ from llama_jax.metrics.throughput import (
     Goodput,
     Rate,
     model_flops_utilization,
-    peak_flops,
 )
 
 
@@ -20,22 +19,6 @@ def test_mfu_is_the_models_flops_over_the_peak_of_all_devices():
     # 16 v5e at 197 TFLOP/s; 1e5 tokens/s at 6 FLOPs for each of 8e9 parameters.
     mfu = model_flops_utilization(1e5, 6 * 8e9, devices("TPU v5 lite", 16))
     assert mfu == pytest.approx(4.8e15 / 3.152e15)
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("TPU v4", 275e12),
-        ("TPU v4 lite", 138e12),
-        ("TPU v5p", 459e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v6 lite", 918e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("cpu", None),
-    ],
-)
-def test_peak_flops_by_device_kind(kind, peak):
-    assert peak_flops(kind) == peak
 
 
 def test_an_unknown_device_has_no_mfu():

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
+from llama_jax.config.hardware import find_slice
 from llama_jax.config.loading import (
     ConfigError,
     Fraction,
@@ -38,7 +39,7 @@ class ExecutionConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "bfloat16"
     # `auto` takes the best one for the device and length; see llama_jax.kernels.
-    attention: Literal["auto", "reference", "blockwise"] = "auto"
+    attention: Literal["auto", "reference", "blockwise", "splash"] = "auto"
     # What a layer keeps for its backward pass, from all to its input alone; llama_jax.models.remat
     # says what each keeps. `dots` recomputes so little that it is the default.
     remat: Literal["none", "dots", "block", "attention", "full"] = "dots"
@@ -315,6 +316,10 @@ class HardwareConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        try:
+            find_slice(self.slice)
+        except ConfigError as error:
+            raise error.within("slice", "") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
 
 def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     data = config.data
-    host_rows(mesh, data.batch_size, mesh.devices.flat)  # refuses a batch that doesn't divide
+    host_rows(mesh, data.batch_size, list(mesh.devices.flat))  # refuses a batch that doesn't divide
     sharding = batch_sharding(mesh)
     shape = (data.batch_size, data.seq_len)
     return {

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from llama_jax.checkpoint.manager import Checkpoints
 from llama_jax.config.files import load_run_config
+from llama_jax.config.hardware import chip_of, find_slice
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import RunConfig
 from llama_jax.metrics.compression import compressed_bits_per_byte
@@ -109,6 +110,7 @@ class _Run:
     def train(self, begun_s: float) -> Outcome:
         """Prepare, restore or initialise, run the loop, and finish."""
         config = self.config
+        self._say_devices()
         assembly = assemble(config, self.mesh)
         inputs = prepare_inputs(config, self.run_dir, self.say)
         self._say_sizes(inputs)
@@ -212,6 +214,19 @@ class _Run:
         if texts is None or jax.process_index() > 0:
             return None
         return compressed_bits_per_byte(texts)
+
+    def _say_devices(self) -> None:
+        hardware = self.config.hardware
+        if hardware is None:
+            return
+        meant, devices = find_slice(hardware.slice), list(self.mesh.devices.flat)
+        wanted = meant.num_devices * hardware.slices
+        if chip_of(devices[0].device_kind) is not meant.chip or len(devices) != wanted:
+            self.say(
+                f"hardware: made for {hardware.slices} x {meant.name} ({wanted} devices "
+                f"{meant.chip.device_kind}), runs on {len(devices)} devices "
+                f"{devices[0].device_kind}"
+            )
 
     def _say_sizes(self, inputs: Inputs) -> None:
         config = self.config

@@ -73,6 +73,7 @@ def test_a_bad_model_name_names_the_run_file(run_file):
             "schedule={kind='constant', peak=1e-3, final_fraction=0.5}",
             "schedule.final_fraction: has no meaning for kind 'constant'",
         ),
+        ("hardware.slice=v5e-9", "hardware.slice: no slice is called 'v5e-9' (did you mean"),
         ("mesh.data=0", "mesh.data: 0 devices"),
         ("mesh.data=-1", "mesh.fsdp: at most one axis may be -1"),
         ("model.num_kv_heads=7", "model.num_kv_heads: 7 does not divide num_heads, 32"),

@@ -36,6 +36,7 @@ SETTINGS = (
     "training.eval_batches=2",
     "training.sample_tokens=4",
     "checkpoint.every=2",
+    "hardware.slice=v5p-16",
 )
 
 
@@ -88,6 +89,11 @@ def test_a_run_leaves_everything_in_its_directory(finished):
     assert load_run_config(str(run_dir / "config.toml")) == config_with()
     assert json.loads((run_dir / "result.json").read_text()) == outcome.figures
     assert (run_dir / "samples.txt").read_text().count("--- sample") == 2
+
+
+def test_a_run_on_other_devices_than_it_was_made_for_says_so(finished):
+    text = finished[2]
+    assert "hardware: made for 1 x v5p-16 (8 devices TPU v5), runs on 8 devices cpu" in text
 
 
 @pytest.mark.short

@@ -1,37 +1,75 @@
-"""Attention by backend name: the table of backends, and the layout that they run under.
+"""Attention by backend name: the table of backends, which one a device gets, and their layout.
 
 B batch, T queries, S keys, N query heads, K key-value heads, H head dim.
 Backends see local arrays: heads split over the tensor axis, queries over context, and keys and
 values gathered over context.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.kernels.blockwise import SHORT_BLOCK, blockwise_attention
 from llama_jax.kernels.masks import place_in_row
 from llama_jax.kernels.reference import reference_attention
-from llama_jax.sharding.rules import axis_size, on_shards, shard_index
+from llama_jax.kernels.splash import splash_attention
+from llama_jax.sharding.rules import axis_size, current_mesh, on_shards, shard_index
 
 Backend = Callable[..., jax.Array]
+BackendName = Literal["reference", "blockwise", "splash"]
 
-# The TPU kernel (Pallas splash attention) goes here as "splash", and into `choose_backend`; the
-# config's list of names grows with it.
 BACKENDS: dict[str, Backend] = {
     "reference": reference_attention,
     "blockwise": blockwise_attention,
+    "splash": splash_attention,
 }
+# Where a backend runs; those that aren't named here run everywhere.
+PLATFORMS: dict[str, str] = {"splash": "tpu"}
 # A shorter row is less than two blocks: blocks would have nothing to skip. From here on the
 # blockwise backend is faster (CPU, forward and backward) and keeps no T x S array.
 BLOCKWISE_FROM = 2 * SHORT_BLOCK
 
 
-def choose_backend(name: Literal["auto", "reference", "blockwise"], kv_len: int) -> str:
-    """The backend that `auto` means for this many keys: `reference` below `BLOCKWISE_FROM`."""
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What attention is compiled for: JAX's platform ("tpu", "gpu", "cpu") and kind of device."""
+
+    platform: str
+    kind: str
+
+
+def current_device() -> Device:
+    """The kind of device of the mesh in use, also one of a topology; without a mesh, JAX's own."""
+    abstract = current_mesh().abstract_device
+    if abstract is not None:
+        return Device(abstract.platform, abstract.device_kind)
+    device = jax.local_devices()[0]
+    return Device(device.platform, device.device_kind)
+
+
+def choose_backend(name: str, kv_len: int, device: Device | None = None) -> str:
+    """The backend that `auto` means on the device (default: the current one) for so many keys.
+
+    On a TPU the kernel; elsewhere `reference` below `BLOCKWISE_FROM` and `blockwise` from there.
+
+    Raises:
+      ConfigError: a backend by name that doesn't run on the device.
+    """
+    device = device or current_device()
     if name != "auto":
+        needed = PLATFORMS.get(name, device.platform)
+        if needed != device.platform:
+            raise ConfigError(
+                f"'{name}' runs on {needed} only, and these devices are {device.platform} "
+                f"({device.kind}); use auto",
+                key="execution.attention",
+            )
         return name
+    if device.platform == "tpu":
+        return "splash"
     return "blockwise" if kv_len >= BLOCKWISE_FROM else "reference"
 
 
@@ -43,6 +81,7 @@ def attention(
     q_segment_ids_BT: jax.Array,
     kv_segment_ids_BS: jax.Array,
     backend: str,
+    interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within segments: [B, T, N, H] in q's dtype.
 
@@ -52,8 +91,13 @@ def attention(
     Args:
       k_BSKH: K divides N, and what the tensor axis holds divides K.
       backend: "auto" or a name in `BACKENDS`.
+      interpret: run a TPU kernel's Python on any device, for tests.
     """
-    chosen = BACKENDS[choose_backend(backend, k_BSKH.shape[1])]  # type: ignore[arg-type]
+    device = current_device()
+    kernel_device = Device("tpu", device.kind) if interpret else device
+    name = choose_backend(backend, k_BSKH.shape[1], kernel_device)
+    kernel = name in PLATFORMS
+    options = {"device_kind": device.kind, "interpret": interpret} if kernel else {}
 
     def local(
         q_BTNH: jax.Array,
@@ -62,22 +106,27 @@ def attention(
         q_segment_ids_BT: jax.Array,
         kv_segment_ids_BS: jax.Array,
     ) -> jax.Array:
-        # Split over context, this shard's queries start further down the row.
-        order_BT = None
-        if axis_size("length") > 1:
-            first = shard_index("length") * q_BTNH.shape[1]
-            order_BT = first + place_in_row(q_segment_ids_BT)
-        return chosen(
+        return BACKENDS[name](
             q_BTNH,
             k_BSKH,
             v_BSKH,
             q_segment_ids_BT=q_segment_ids_BT,
             kv_segment_ids_BS=kv_segment_ids_BS,
-            q_order_BT=order_BT,
+            q_order_BT=_local_order(q_segment_ids_BT),
+            **options,
         )
 
     queries = ("batch", "length", "q_heads", "head_dim")
     keys = ("batch", "key_length", "kv_heads", "head_dim")
     q_ids, kv_ids = ("batch", "length"), ("batch", "key_length")
-    run = on_shards(local, (queries, keys, keys, q_ids, kv_ids), queries)
+    # Pallas calls don't say over which axes their outputs vary, so nothing can check it.
+    run = on_shards(local, (queries, keys, keys, q_ids, kv_ids), queries, check_types=not kernel)
     return run(q_BTNH, k_BSKH, v_BSKH, q_segment_ids_BT, kv_segment_ids_BS)
+
+
+def _local_order(q_segment_ids_BT: jax.Array) -> jax.Array | None:
+    """int32 [B, T]: places of this shard's queries in their rows; None for 0, 1, 2, ..."""
+    if axis_size("length") == 1:
+        return None
+    first = shard_index("length") * q_segment_ids_BT.shape[1]
+    return first + place_in_row(q_segment_ids_BT)

@@ -6,6 +6,7 @@ Memory is O(T * S) a head; `blockwise` is for long sequences.
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.kernels.masks import place_in_row, visible
 
@@ -30,7 +31,8 @@ def reference_attention(
     order_BT = place_in_row(q_segment_ids_BT) if q_order_BT is None else q_order_BT
     mask_BTS = visible(q_segment_ids_BT, kv_segment_ids_BS, order_BT, jnp.arange(k_BSKH.shape[1]))
     k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    return masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS)
+    # Each backend names what its own backward pass reads beside q, k and v, for remat policies.
+    return checkpoint_name(masked_attention(q_BTNH, k_BKSH, v_BKSH, mask_BTS), "attention")
 
 
 def masked_attention(

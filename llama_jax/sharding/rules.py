@@ -22,6 +22,9 @@ Dims = tuple[str | None, ...]
 RULES: dict[str, Axes] = {
     "batch": ("data", "fsdp"),
     "length": "context",
+    # The residual stream and its norms, which no head or column splits: Megatron's sequence
+    # parallelism (arXiv 2205.05198). Gathered over tensor before a layer's products.
+    "residual_length": ("context", "tensor"),
     "key_length": None,  # keys and values are gathered over the context axis for attention
     "embed": None,
     "mlp": "tensor",
@@ -34,9 +37,10 @@ RULES: dict[str, Axes] = {
 }
 # Parameters, their gradients and optimizer moments are stored with these on top.
 STORED: dict[str, Axes] = {**RULES, "embed": "fsdp"}
-# Dims that are replicated, not refused, when the axis doesn't divide them: a model with 8
-# key-value heads on a 16-way tensor axis keeps whole heads on every device.
-REPLICATED_IF_UNEVEN = frozenset({"kv_heads"})
+# Dims that lie as another one (None: replicated), not refused, when their axes don't divide them.
+# A model with 8 key-value heads on a 16-way tensor axis keeps whole heads on every device; a row
+# of one token, as when generating, keeps its residual on every device of the tensor axis.
+OTHERWISE: dict[str, str | None] = {"kv_heads": None, "residual_length": "length"}
 
 
 def current_mesh() -> AbstractMesh:
@@ -90,12 +94,20 @@ def at_use(w: jax.Array, dims: Dims) -> jax.Array:
 
 
 def on_shards(
-    function: Callable[..., Any], in_dims: Sequence[Dims], out_dims: Dims
+    function: Callable[..., Any],
+    in_dims: Sequence[Dims],
+    out_dims: Dims,
+    *,
+    check_types: bool = True,
 ) -> Callable[..., Any]:
     """`function` run on each device's shards (`jax.shard_map`), laid out by dims.
 
     Inside it arrays are local: no explicit axes, any reshape. Arguments are moved to the layout
     of their dims first. With no mesh set it is `function` itself.
+
+    Args:
+      check_types: whether JAX checks over which axes the outputs vary; what holds a Pallas kernel
+        can't be checked.
     """
 
     def call(*arrays: jax.Array) -> Any:
@@ -104,7 +116,7 @@ def on_shards(
         specs = tuple(act_spec(dims, x.shape) for dims, x in zip(in_dims, arrays, strict=True))
         moved = [jax.sharding.reshard(x, s) for x, s in zip(arrays, specs, strict=True)]
         out = P(*(RULES[dim] if dim else None for dim in out_dims))
-        return jax.shard_map(function, in_specs=specs, out_specs=out)(*moved)
+        return jax.shard_map(function, in_specs=specs, out_specs=out, check_vma=check_types)(*moved)
 
     return call
 
@@ -170,8 +182,8 @@ def _axes(
     ways = _ways(axes, mesh)
     if size % ways == 0:
         return axes
-    if dim in REPLICATED_IF_UNEVEN:
-        return None
+    if dim in OTHERWISE:
+        return _axes(rules, OTHERWISE[dim], size, mesh, name)
     fit = [n for n in range(1, 2 * ways + 1) if size % n == 0]
     label = axes if isinstance(axes, str) else " x ".join(axes or ())
     raise ConfigError(

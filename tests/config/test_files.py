@@ -4,6 +4,7 @@ import pytest
 
 from llama_jax.config.files import find_config, load_run_config, shipped_configs
 from llama_jax.config.loading import ConfigError
+from llama_jax.config.run import AdamWConfig, LionConfig
 
 pytestmark = pytest.mark.short
 
@@ -60,6 +61,49 @@ def test_a_model_table_changes_its_base(tmp_path):
 def test_a_bad_model_name_names_the_run_file(run_file):
     with pytest.raises(ConfigError, match=r"--set|run\.toml: model: .*did you mean"):
         load_run_config(str(run_file), ["model=llama3.2-1"])
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.toml").write_text(text)
+    return str(folder / "run.toml")
+
+
+def test_a_run_changes_its_base_key_by_key(tmp_path):
+    child = """
+    base = "recipe.toml"
+    model = {num_layers = 3}
+    training = {microbatches = 2}
+    [data]
+    sources = [{name = "other", shards = "/data/other"}]
+    """
+    config = load_run_config(write(tmp_path, recipe=RUN, run=child), ["training.steps=20"])
+    assert (config.model.num_layers, config.model.embed_dim) == (3, 2048)
+    assert (config.training.steps, config.training.microbatches) == (20, 2)
+    assert (config.data.seq_len, config.data.batch_size) == (64, 8)
+    assert [source.name for source in config.data.sources] == ["other"]
+
+
+def test_a_table_of_another_kind_replaces_its_base(tmp_path):
+    recipe = "optimizer = {kind = 'adamw', b2 = 0.9}\n" + RUN
+    text = "base = 'recipe.toml'\noptimizer = {kind = 'lion'}"
+    assert load_run_config(write(tmp_path, recipe=recipe, run=text)).optimizer == LionConfig()
+    text = "base = 'recipe.toml'\noptimizer = {weight_decay = 0.2}"
+    changed = load_run_config(write(tmp_path, recipe=recipe, run=text)).optimizer
+    assert changed == AdamWConfig(b2=0.9, weight_decay=0.2)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("llama3-8", r"run\.toml: base: llama3-8: no such file or shipped config"),
+        ("run.toml", r"run\.toml: base: .*run\.toml is based on this file"),
+        (3, r"run\.toml: base: expected the name of a recipe or file, got 3"),
+    ],
+)
+def test_a_bad_base_names_the_file(tmp_path, base, message):
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(write(tmp_path, run=f"base = {base!r}\n{RUN}"))
 
 
 @pytest.mark.parametrize(

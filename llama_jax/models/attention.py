@@ -26,6 +26,7 @@ O: Dims = ("q_heads", "head_dim", "embed")  # noqa: E741
 Q_ACT: Dims = ("batch", "length", "q_heads", "head_dim")
 KV_ACT: Dims = ("batch", "length", "kv_heads", "head_dim")
 ACT: Dims = ("batch", "length", "embed")
+RESIDUAL: Dims = ("batch", "residual_length", "embed")
 
 
 class Attention(nnx.Module):
@@ -80,15 +81,21 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries and keys rotated; as many key-value heads as the tensor axis needs."""
-        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, "q_proj")
-        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, "k_proj")
-        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, "v_proj")
+        x_BTD = lay_out(x_BTD, ACT)
+        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT)
+        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT)
+        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT)
         if self.biased:
             q_BTNH = add_bias(q_BTNH, self.q_bias[...], Q[1:])
             k_BTKH = add_bias(k_BTKH, self.k_bias[...], KV[1:])
             v_BTKH = add_bias(v_BTKH, self.v_bias[...], KV[1:])
-        k_BTKH = rotate(k_BTKH, cos_BTR, sin_BTR)
-        return rotate(q_BTNH, cos_BTR, sin_BTR), split_heads(k_BTKH), split_heads(v_BTKH)
+        q_BTNH, k_BTKH = (rotate(x, cos_BTR, sin_BTR) for x in (q_BTNH, k_BTKH))
+        # Named as attention reads them, so that a remat policy which keeps them makes none again.
+        return (
+            checkpoint_name(q_BTNH, "q"),
+            checkpoint_name(split_heads(k_BTKH), "k"),
+            checkpoint_name(split_heads(v_BTKH), "v"),
+        )
 
     def _within(
         self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array
@@ -103,8 +110,7 @@ class Attention(nnx.Module):
         )
 
     def _output(self, out_BTNH: jax.Array) -> jax.Array:
-        out_BTNH = checkpoint_name(out_BTNH, "attention")
-        out_BTD = project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, ACT, "o_proj")
+        out_BTD = project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, RESIDUAL, "o_proj")
         return add_bias(out_BTD, self.o_bias[...], ("norm",)) if self.biased else out_BTD
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import ModelConfig
@@ -36,6 +37,7 @@ VOCAB_IN: Dims = ("vocab", "embed")
 VOCAB_OUT: Dims = ("embed", "vocab")
 TOKENS: Dims = ("batch", "length")
 ACT: Dims = ("batch", "length", "embed")
+RESIDUAL: Dims = ("batch", "residual_length", "embed")
 LOGITS: Dims = ("batch", "length", "vocab")
 
 
@@ -57,8 +59,11 @@ class Layer(nnx.Module):
         segment_ids_BT: jax.Array,
     ) -> jax.Array:
         """[B, T, D] in x's dtype."""
-        x_BTD = x_BTD + self.attention(self.attn_norm(x_BTD), cos_BTR, sin_BTR, segment_ids_BT)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        # Names are those that a remat policy may keep; see llama_jax.models.remat.
+        x_BTD = checkpoint_name(x_BTD, "layer_input")
+        normal_BTD = checkpoint_name(self.attn_norm(x_BTD), "attn_norm")
+        x_BTD = x_BTD + self.attention(normal_BTD, cos_BTR, sin_BTR, segment_ids_BT)
+        return x_BTD + self.mlp(checkpoint_name(self.mlp_norm(x_BTD), "mlp_norm"))
 
     def extend(
         self, x_BTD: jax.Array, new: NewTokens, kv: LayerCache
@@ -133,7 +138,7 @@ class Llama(nnx.Module):
         )
         cos_BTR, sin_BTR = rotations(self.config.rope, self.config.head_dim, positions_BT)
         x_BTD = self._run_layers(self._embed(tokens_BT), cos_BTR, sin_BTR, segment_ids_BT)
-        return self.final_norm(x_BTD)
+        return lay_out(self.final_norm(x_BTD), ACT)
 
     def extend(
         self,
@@ -163,7 +168,7 @@ class Llama(nnx.Module):
         run = self._extend_stacked if isinstance(self.layers, Layer) else self._extend_each
         x_BTD, k, v = run(self._embed(tokens_BT), new, cache)
         filled = cache.filled + tokens_BT.shape[1]
-        return self.final_norm(x_BTD), KVCache(k, v, kv_segment_ids_BS, filled)
+        return lay_out(self.final_norm(x_BTD), ACT), KVCache(k, v, kv_segment_ids_BS, filled)
 
     def _extend_stacked(
         self, x_BTD: jax.Array, new: NewTokens, cache: KVCache
@@ -216,7 +221,8 @@ class Llama(nnx.Module):
             x_BTD = table_VD[jnp.where(held_BT, index_BT, 0)]
             return sum_shards(jnp.where(held_BT[..., None], x_BTD, 0), "vocab")
 
-        return on_shards(local, (VOCAB_IN, TOKENS), ACT)(self._embedding_VD(), tokens_BT)
+        x_BTD = on_shards(local, (VOCAB_IN, TOKENS), ACT)(self._embedding_VD(), tokens_BT)
+        return lay_out(x_BTD, RESIDUAL)
 
     def _run_layers(
         self, x_BTD: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array, segment_ids_BT: jax.Array
@@ -228,7 +234,7 @@ class Llama(nnx.Module):
             layer = nnx.merge(graphdef, params)
             return layer(x_BTD, cos_BTR, sin_BTR, segment_ids_BT), None
 
-        run = rematerialized(run, self.execution.remat)
+        run = rematerialized(run, self.execution)
         if self.execution.scan_layers:
             return jax.lax.scan(run, x_BTD, stacked)[0]
         for params in unstack(stacked, self.config.num_layers):

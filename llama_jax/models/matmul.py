@@ -16,9 +16,17 @@ from jax.sharding import PartitionSpec
 from llama_jax.models.split_matrix import SplitMatrix
 from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec
 
+# How a row lies while a product is made of it, where that isn't how the result lies.
+GATHERED: dict[str | None, str] = {"residual_length": "length"}
+
 
 def project(
-    spec: str, x: jax.Array, w: jax.Array | SplitMatrix, w_dims: Dims, out_dims: Dims, name: str
+    spec: str,
+    x: jax.Array,
+    w: jax.Array | SplitMatrix,
+    w_dims: Dims,
+    out_dims: Dims,
+    name: str | None = None,
 ) -> jax.Array:
     """`einsum(spec, x, w)` in x's dtype, laid out by `out_dims`.
 
@@ -29,23 +37,26 @@ def project(
       spec: "rows contracted,contracted columns->rows columns", such as "BTD,DNH->BTNH".
       w: a split one is in x's dtype already.
       w_dims: logical dims of w.
-      out_dims: logical dims of the result; its rows are x's.
+      out_dims: logical dims of the result; its rows are x's, gathered for the product where they
+        are split as the residual stream's, which the result then is scattered to.
+      name: under which a remat policy may keep the result.
     """
     x_letters, w_letters = spec.split("->")[0].split(",")
     contracted = len(set(x_letters) & set(w_letters))
     rows = x.ndim - contracted
+    x_dims = (*(GATHERED.get(dim, dim) for dim in out_dims[:rows]), *w_dims[:contracted])
     if isinstance(w, SplitMatrix):
-        x_dims = (*out_dims[:rows], *w_dims[:contracted])
         return w.product(x, x_dims, out_dims).astype(x.dtype)
     gathered = at_use(w.astype(x.dtype), w_dims)
-    # Rows split over the context axis are no contiguous range of B x T: they stay two dims.
-    row_groups = (rows,) if axis_size("length") == 1 else (1,) * rows
-    x_MC = _merged(x, (*out_dims[:rows], *w_dims[:contracted]), (*row_groups, contracted))
+    # Rows split over their length are no contiguous range of B x T: they stay two dims.
+    row_groups = (rows,) if axis_size("residual_length") == 1 else (1,) * rows
+    x_MC = _merged(x, x_dims, (*row_groups, contracted))
     w_CX = _merged(gathered, w_dims, (contracted, w.ndim - contracted))
     shape = (*x.shape[:rows], *w.shape[contracted:])
     layout = out_spec(out_dims, shape)
     y_MX: jax.Array = _matmul(_merged_spec(layout, (*row_groups, w.ndim - contracted)), x_MC, w_CX)
-    return checkpoint_name(jnp.reshape(y_MX, shape, out_sharding=layout), name)
+    y = jnp.reshape(y_MX, shape, out_sharding=layout)
+    return checkpoint_name(y, name) if name else y
 
 
 def add_bias(x: jax.Array, bias: jax.Array, dims: Dims) -> jax.Array:

@@ -4,17 +4,19 @@ import math
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.models.matmul import add_bias, project
 from llama_jax.models.params import bias, weight
-from llama_jax.sharding.rules import Dims
+from llama_jax.sharding.rules import Dims, lay_out
 
 UP: Dims = ("embed", "mlp")
 DOWN: Dims = ("mlp", "embed")
 WIDE: Dims = ("batch", "length", "mlp")
 ACT: Dims = ("batch", "length", "embed")
+RESIDUAL: Dims = ("batch", "residual_length", "embed")
 
 
 class MLP(nnx.Module):
@@ -34,12 +36,13 @@ class MLP(nnx.Module):
         self.biased = config.mlp_bias
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] in x's dtype."""
+        """[B, T, D] in x's dtype; both x and the result lie as the residual stream."""
+        x_BTD = lay_out(x_BTD, ACT)
         gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, "gate_proj")
         up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, "up_proj")
         if self.biased:
             gate_BTF = add_bias(gate_BTF, self.gate_bias[...], UP[1:])
             up_BTF = add_bias(up_BTF, self.up_bias[...], UP[1:])
-        wide_BTF = jax.nn.silu(gate_BTF) * up_BTF
-        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, ACT, "down_proj")
+        wide_BTF = checkpoint_name(jax.nn.silu(gate_BTF) * up_BTF, "swiglu")
+        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, RESIDUAL)
         return add_bias(out_BTD, self.down_bias[...], ("norm",)) if self.biased else out_BTD

@@ -1,11 +1,14 @@
 """Tokens a second of one training step: ours against PyTorch's, and what the inputs could feed.
 
     python benchmarks/train_step.py --models 10m smollm2-135m --dtypes float32 bfloat16
+    python benchmarks/train_step.py --device gpu --models llama3.2-1b llama3.1-8b:8 \
+        --dtypes bfloat16 --seq-len 4096
 
-Each figure comes from a process of its own, one after another: random weights, random tokens,
-AdamW with clipping at 1, the same shapes. PyTorch is transformers' Llama with its default (sdpa)
-attention, eager and under `torch.compile`; its bfloat16 is autocast over float32 parameters, as
-ours is bfloat16 compute over float32 parameters. Engines that aren't installed are left out.
+A name may end in a number of layers, where the whole model has no room. Each figure comes from a
+process of its own, one after another: random weights, random tokens, AdamW with clipping at 1, the
+same shapes. PyTorch is transformers' Llama with its default (sdpa) attention, eager and under
+`torch.compile`; its bfloat16 is autocast over float32 parameters, as ours is bfloat16 compute over
+float32 parameters. Engines that aren't installed are left out.
 """
 
 import argparse
@@ -45,6 +48,7 @@ TEN_MILLION = {
 class Case:
     """One process's work."""
 
+    device: str
     engine: str
     model: str
     dtype: str
@@ -52,21 +56,32 @@ class Case:
     seq_len: int
     repeats: int
     chunk_size: int
+    remat: str
 
 
 def model_config(name: str):
-    """The shape by name; the same one builds every engine's model."""
+    """The shape by name, `NAME` or `NAME:LAYERS`; the same one builds every engine's model."""
     from llama_jax.config.files import load_model_config
     from llama_jax.config.loading import from_table
     from llama_jax.config.model import ModelConfig
 
-    if name == "10m":
-        return from_table(ModelConfig, TEN_MILLION, name)
-    return load_model_config(name)
+    name, _, layers = name.partition(":")
+    config = (
+        from_table(ModelConfig, TEN_MILLION, name) if name == "10m" else load_model_config(name)
+    )
+    return dataclasses.replace(config, num_layers=int(layers)) if layers else config
 
 
-def measure(case: Case, step: Callable[[], float]) -> dict:
-    """Times of a step; the first call, which compiles, is told apart."""
+def measure(case: Case, step: Callable[[], float], device_kind: str, peak: Callable) -> dict:
+    """Times of a step; the first call, which compiles, is told apart.
+
+    Args:
+      device_kind: as JAX names it; gives the peak that MFU is a share of.
+      peak: called at the end, the most bytes that were held on the device.
+    """
+    from llama_jax.metrics.throughput import peak_flops
+    from llama_jax.models.accounting import flops_per_token
+
     start = time.perf_counter()
     first_loss = step()
     first_s = time.perf_counter() - start
@@ -78,22 +93,30 @@ def measure(case: Case, step: Callable[[], float]) -> dict:
         times.append(time.perf_counter() - start)
         processor_times.append(time.process_time() - processor_start)
     median_s = statistics.median(times)
+    flops = flops_per_token(model_config(case.model), case.seq_len)
+    most = peak_flops(device_kind)
     return {
         **dataclasses.asdict(case),
+        "device_kind": device_kind,
+        "mfu": most and flops * case.batch_size * case.seq_len / median_s / most,
         "tokens_per_s": case.batch_size * case.seq_len / median_s,
         "step_s": median_s,
         "slowest_s": max(times),
         # Over all cores: what a step costs even when other processes share the machine.
         "processor_s": statistics.median(processor_times),
         "compile_s": first_s - median_s,
-        # ru_maxrss is in KiB on Linux; it includes the compiler's own memory.
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": peak() / 2**30,
         "first_loss": first_loss,
     }
 
 
+def resident_bytes() -> int:
+    """The most memory that this process has held; includes the compiler's own."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+
+
 def run_llama_jax(case: Case) -> dict:
-    """Our step on one CPU device."""
+    """Our step on one device."""
     import jax
     import numpy as np
     from flax import nnx
@@ -117,7 +140,10 @@ def run_llama_jax(case: Case) -> dict:
 
     config = model_config(case.model)
     execution = dataclasses.replace(
-        ExecutionConfig(), compute_dtype=case.dtype, loss_chunk_size=case.chunk_size
+        ExecutionConfig(),
+        compute_dtype=case.dtype,
+        loss_chunk_size=case.chunk_size,
+        remat=case.remat,
     )
     training = TrainingConfig(steps=1000)
     mesh = make_mesh(MeshConfig(data=1, fsdp=1))
@@ -148,7 +174,13 @@ def run_llama_jax(case: Case) -> dict:
             state, metrics = train_step(state, batch)
             return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
-        return measure(case, step)
+        device = jax.local_devices()[0]
+        on_cpu = device.platform == "cpu"
+
+        def peak() -> int:
+            return resident_bytes() if on_cpu else device.memory_stats()["peak_bytes_in_use"]
+
+        return measure(case, step, device.device_kind, peak)
 
 
 def run_torch(case: Case) -> dict:
@@ -173,22 +205,28 @@ def run_torch(case: Case) -> dict:
             tie_word_embeddings=config.tie_embeddings,
         )
     )
+    cuda = case.device == "gpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    model = model.to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     forward = torch.compile(model) if case.engine == "torch-compile" else model
-    ids = torch.randint(0, config.vocab_size, (case.batch_size, case.seq_len))
+    ids = torch.randint(0, config.vocab_size, (case.batch_size, case.seq_len), device=device)
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
             loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if cuda:
+            torch.cuda.synchronize()  # the update too, not only what the loss waits for
         return float(loss)
 
-    return measure(case, step)
+    kind = torch.cuda.get_device_name() if cuda else "cpu"
+    return measure(case, step, kind, torch.cuda.max_memory_allocated if cuda else resident_bytes)
 
 
 def run_inputs(case: Case) -> dict:
@@ -225,7 +263,9 @@ RUNNERS = {
 def run_apart(case: Any, script: str = __file__) -> dict[str, Any]:
     """The case in a fresh process: no engine's threads, caches or memory reach another's figure."""
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    if getattr(case, "device", "cpu") == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
     environment.pop("XLA_FLAGS", None)  # emulated devices would share the cores
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a hit would hide the compile time
     command = [sys.executable, script, "--case", json.dumps(dataclasses.asdict(case))]
@@ -263,9 +303,10 @@ def print_result(result: dict) -> None:
     elif "batches_per_s" in result:
         print(f"{name} {result['batches_per_s']:.1f} batches/s")
     else:
+        mfu = "" if result["mfu"] is None else f"MFU {100 * result['mfu']:.1f} %  "
         print(
             f"{name} {result['tokens_per_s']:>9.1f} tokens/s {result['step_s']:>7.3f} s a step  "
-            f"processor {result['processor_s']:>7.3f} s  "
+            f"{mfu}processor {result['processor_s']:>7.3f} s  "
             f"compile {result['compile_s']:>6.1f} s  peak {result['peak_memory_gib']:>5.2f} GiB  "
             f"loss {result['first_loss']:.3f}"
         )
@@ -284,6 +325,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps; the median is shown")
     parser.add_argument("--chunk-size", type=int, default=1024, help="of our cross entropy")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--remat", default="dots", help="our remat policy")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -298,16 +341,16 @@ def main() -> None:
         return
     has_torch = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
     engines = [e for e in args.engines if has_torch or not e.startswith("torch")]
-    shape = (args.batch_size, args.seq_len, args.repeats, args.chunk_size)
+    shape = (args.batch_size, args.seq_len, args.repeats, args.chunk_size, args.remat)
     cases = [
-        Case(engine, model, dtype, *shape)
+        Case(args.device, engine, model, dtype, *shape)
         for model in args.models
         for dtype in args.dtypes
         for engine in engines
         if engine != "inputs"
     ]
     if "inputs" in engines:
-        cases.append(Case("inputs", "bytes", "-", *shape))
+        cases.append(Case(args.device, "inputs", "bytes", "-", *shape))
     results = []
     for case in cases:
         results.append(run_apart(case))

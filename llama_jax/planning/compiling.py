@@ -81,12 +81,16 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-    """Bytes on one JAX device of what a step is given, before the compiler pads it."""
+    """Bytes in one JAX device's HBM of what a step is given, before the compiler pads it.
+
+    `host` is the part of the state that a device keeps in its host's memory.
+    """
 
     params: int
     optimizer: int
     gradients: int  # float32, as the parameters are laid out
     batch: int
+    host: int
     total: int  # of the whole state over all devices, as a checkpoint holds it
 
 
@@ -210,14 +214,16 @@ def _state_bytes(assembly: Assembly) -> StateBytes:
         optimizer=_shard_bytes(state.opt_state),
         gradients=_shard_bytes(state.params, itemsize=4),
         batch=_shard_bytes(assembly.abstract_batch),
+        host=_shard_bytes(state, on_host=True),
         total=sum(leaf.size * _itemsize(leaf) for leaf in jax.tree.leaves(state)),
     )
 
 
-def _shard_bytes(tree: Any, itemsize: int | None = None) -> int:
+def _shard_bytes(tree: Any, *, itemsize: int | None = None, on_host: bool = False) -> int:
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * (itemsize or _itemsize(leaf))
         for leaf in jax.tree.leaves(tree)
+        if (leaf.sharding.memory_kind == "pinned_host") == on_host
     )
 
 

@@ -1,0 +1,176 @@
+"""From a run's config and a slice to its plan: trace, look in the cache, compile, read, add up."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_jax.config.hardware import Chip, Slice
+from llama_jax.config.run import RunConfig
+from llama_jax.models.accounting import flops_per_token
+from llama_jax.planning import cache
+from llama_jax.planning.collectives import Layout
+from llama_jax.planning.compiling import (
+    Compiled,
+    Lowered,
+    OutOfMemoryError,
+    compile_lowered,
+    lower_step,
+)
+from llama_jax.planning.estimate import estimate
+from llama_jax.planning.plan import CollectiveUse, Plan
+from llama_jax.planning.program import analyze
+
+# Of a record, what the compiler counts for a JAX device and a plan for a chip.
+_OF_A_DEVICE = (
+    *("peak_bytes", "argument_bytes", "temp_bytes", "code_bytes", "host_bytes"),
+    *("params_bytes", "optimizer_bytes", "gradient_bytes", "batch_bytes"),
+    *("executed_flops", "hbm_traffic_bytes"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Plans runs for so many slices; with a folder, remembers what it has compiled."""
+
+    slice_: Slice
+    num_slices: int = 1
+    cache_folder: Path | None = None
+
+    def plan(self, config: RunConfig, name: str) -> Plan:
+        """The plan of a run.
+
+        Raises:
+          OutOfMemoryError: it doesn't fit.
+          ConfigError: its mesh doesn't fit the slices, the model or the batch.
+          PlanError: the compiler refuses it.
+        """
+        lowered = lower_step(config, self.slice_, self.num_slices)
+        flags = self.flags(config)
+        record = self._record(lowered, flags)
+        if "overflow" in record:
+            raise OutOfMemoryError(**record["overflow"])
+        return self._plan(config, name, lowered, flags, record)
+
+    def flags(self, config: RunConfig) -> dict[str, str]:
+        """The compiler's flags for this chip, as `train` sets them."""
+        del config
+        return {}
+
+    @property
+    def num_devices(self) -> int:
+        """JAX devices in all slices."""
+        return self.slice_.num_devices * self.num_slices
+
+    def _record(self, lowered: Lowered, flags: Mapping[str, str]) -> dict[str, Any]:
+        """What compiling showed, from the cache where it has been compiled before."""
+        if self.cache_folder is None:
+            return self._compile(lowered, flags)
+        topology = f"{self.num_slices} x {self.slice_.topology_name}"
+        key = cache.key_of(lowered, topology, flags)
+        record = cache.load(self.cache_folder, key)
+        if record is None:
+            record = self._compile(lowered, flags)
+            cache.store(self.cache_folder, key, record)
+        return record
+
+    def _compile(self, lowered: Lowered, flags: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            compiled = compile_lowered(lowered, self.slice_, flags)
+        except OutOfMemoryError as error:
+            return {
+                "overflow": {
+                    "needed_bytes": error.needed_bytes,
+                    "available_bytes": error.available_bytes,
+                    "memory_report": error.memory_report,
+                }
+            }
+        return _read(compiled, self.slice_)
+
+    def _plan(
+        self,
+        config: RunConfig,
+        name: str,
+        lowered: Lowered,
+        flags: dict[str, str],
+        record: dict[str, Any],
+    ) -> Plan:
+        chip = self.slice_.chip
+        num_chips = self.slice_.num_chips * self.num_slices
+        tokens = config.data.batch_size * config.data.seq_len
+        per_token = flops_per_token(config.model, config.data.seq_len)
+        a_chip = {key: record[key] * chip.devices_per_chip for key in _OF_A_DEVICE}
+        return Plan(
+            run=name,
+            topology=self.slice_.topology_name,
+            slice_name=self.slice_.name,
+            num_slices=self.num_slices,
+            num_chips=num_chips,
+            devices_per_chip=chip.devices_per_chip,
+            mesh=dict(lowered.mesh.shape),
+            settings=_settings(config),
+            tokens_per_step=tokens,
+            hbm_bytes=chip.device_usable_hbm_bytes * chip.devices_per_chip,
+            model_flops=per_token * tokens / num_chips,
+            collectives=tuple(_of_a_chip(use, chip) for use in record["collectives"]),
+            kernel_calls=record["kernel_calls"],
+            time_s=record["time_s"],
+            peak_flops=chip.peak_flops["bf16"],
+            checkpoint_bytes=lowered.state_bytes.total,
+            compile_s=record["compile_s"],
+            flags=flags,
+            versions=cache.versions(),
+            **a_chip,
+        )
+
+
+def _read(compiled: Compiled, slice_: Slice) -> dict[str, Any]:
+    """A device's figures from a compiled step, as JSON can hold them."""
+    analysis = analyze(compiled.text, slice_.chip, Layout.of(compiled.mesh))
+    memory, state = compiled.memory, compiled.state_bytes
+    return {
+        "peak_bytes": memory.peak_bytes,
+        "argument_bytes": memory.argument_bytes,
+        "temp_bytes": memory.temp_bytes,
+        "code_bytes": memory.code_bytes,
+        "host_bytes": memory.host_bytes,
+        "params_bytes": state.params,
+        "optimizer_bytes": state.optimizer,
+        "gradient_bytes": state.gradients,
+        "batch_bytes": state.batch,
+        "executed_flops": analysis.executed_flops,
+        "hbm_traffic_bytes": analysis.hbm_traffic_bytes,
+        "collectives": [
+            {
+                "kind": use.kind,
+                "axis": use.axis,
+                "count": use.count,
+                "bytes": use.bytes,
+                "overlapped": use.overlapped,
+            }
+            for use in analysis.collectives
+        ],
+        "kernel_calls": analysis.kernel_calls,
+        "time_s": dataclasses.asdict(estimate(analysis, slice_.chip, slice_)),
+        "compile_s": compiled.compile_s,
+    }
+
+
+def _of_a_chip(use: dict[str, Any], chip: Chip) -> CollectiveUse:
+    # Both devices of a chip run each collective: as many calls, more bytes.
+    return CollectiveUse(**{**use, "bytes": use["bytes"] * chip.devices_per_chip})
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What of a run bears on its memory and time, beside mesh and model."""
+    execution = config.execution
+    found: dict[str, Any] = {
+        "batch_size": config.data.batch_size,
+        "seq_len": config.data.seq_len,
+        "microbatches": config.training.microbatches,
+        "remat": execution.remat,
+    }
+    for name in ("remat_save", "remat_offload"):
+        if getattr(execution, name):
+            found[name] = "+".join(getattr(execution, name))
+    return {**found, "optimizer": config.optimizer.kind}

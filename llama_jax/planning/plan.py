@@ -1,0 +1,135 @@
+"""A plan: what a run's step takes on a slice, and how it is written to JSON and read back.
+
+Figures are a chip's and a step's, also where JAX sees two devices in a chip. Times are of the whole
+step: all chips work at once.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_jax.config.loading import ConfigError
+
+BOUNDS = ("compute", "hbm", "ici", "dcn")
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectiveUse:
+    """One kind of collective over one mesh axis; bytes are those that a chip puts out or takes."""
+
+    kind: str
+    axis: str
+    count: int
+    bytes: int
+    overlapped: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A compiled run.
+
+    Attributes:
+      run: its name.
+      topology: as in `v5e:4x4`; `slice_name` as in `v5e-16`; `num_slices` of them.
+      num_chips: in all slices.
+      mesh: sizes of the axes.
+      settings: of the run, what bears on memory and time (remat, attention, microbatches, ...).
+      hbm_bytes: of a chip, what a program can have.
+      peak_bytes: the compiler's, of HBM; params, optimizer, gradient and batch bytes are parts.
+      host_bytes: kept in the host's memory by the program.
+      time_s: by bound, and `estimate`, the static estimate of a step.
+      flags: libtpu's, as given to the compiler.
+      checkpoint_bytes: the whole state, over all chips.
+      versions: of jax and libtpu.
+    """
+
+    run: str
+    topology: str
+    slice_name: str
+    num_slices: int
+    num_chips: int
+    devices_per_chip: int
+    mesh: dict[str, int]
+    settings: dict[str, Any]
+    tokens_per_step: int
+    hbm_bytes: int
+    peak_bytes: int
+    argument_bytes: int
+    temp_bytes: int
+    code_bytes: int
+    host_bytes: int
+    params_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    batch_bytes: int
+    model_flops: float
+    executed_flops: float
+    hbm_traffic_bytes: float
+    collectives: tuple[CollectiveUse, ...]
+    kernel_calls: dict[str, int]
+    time_s: dict[str, float]
+    peak_flops: float
+    checkpoint_bytes: int
+    compile_s: float
+    flags: dict[str, str]
+    versions: dict[str, str]
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the chip's HBM at the peak."""
+        return self.hbm_bytes - self.peak_bytes
+
+    @property
+    def tokens_per_s_per_chip(self) -> float:
+        """By the estimated time."""
+        return self.tokens_per_step / self.num_chips / self.time_s["estimate"]
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs at the estimated time, over the chip's bfloat16 peak."""
+        return self.model_flops / self.time_s["estimate"] / self.peak_flops
+
+    @property
+    def other_temp_bytes(self) -> int:
+        """The peak without state, batch and gradients."""
+        return max(self.peak_bytes - self.argument_bytes - self.gradient_bytes, 0)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """What `plan --json` prints and a plan's file holds: the fields, and what follows of them."""
+    return {
+        **dataclasses.asdict(plan),
+        "fits": True,
+        "free_bytes": plan.free_bytes,
+        "tokens_per_s_per_chip": plan.tokens_per_s_per_chip,
+        "mfu": plan.mfu,
+    }
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a file of `--json`'s output.
+
+    Raises:
+      ConfigError: absent, or not a plan that this version wrote.
+    """
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError("no such file", source=str(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"not a plan of this version's `plan --json`: {error}", source=str(path)
+        ) from None
+
+
+def from_json(table: Mapping[str, Any]) -> Plan:
+    """The inverse of `to_json`.
+
+    Raises:
+      KeyError: a field is absent, as in a file of another version.
+    """
+    values = {field.name: table[field.name] for field in dataclasses.fields(Plan)}
+    values["collectives"] = tuple(CollectiveUse(**item) for item in values["collectives"])
+    return Plan(**values)

@@ -146,15 +146,11 @@ def merge(collectives: Iterable[Collective]) -> tuple[Collective, ...]:
 
 def _form(program: Program, where: Computation, instruction: Instruction) -> Form | None:
     """How it is scheduled; None where this instruction is a later part of another's work."""
-    if instruction.opcode.endswith("-start"):
+    if where.thread == "sparsecore":
+        return "sparsecore"
+    calls = {caller.opcode for _, caller in program.callers.get(where.name, [])}
+    if instruction.opcode.endswith("-start") or "async-start" in calls:
         return "start/done"
-    callers = program.callers.get(where.name, [])
-    calls = {caller.opcode for _, caller in callers}
-    if "async-start" in calls:
-        sparse = any("sparsecore" in caller.attributes for _, caller in callers)
-        return "sparsecore" if sparse else "start/done"
-    if calls and calls <= {"async-update", "async-done"}:
-        return None
     if "fusion" not in calls:
         return "sync"
     targets = {each.target for each in where.instructions.values()}

@@ -142,10 +142,13 @@ class _Walk:
         if instruction.opcode == "while":
             self._loop(cost, where, instruction)
         elif instruction.opcode == "conditional":
-            branches = [self.cost(name) for name in instruction.branches]
+            branches = [self.cost(name) for name in instruction.listed]
             cost.add(max(branches, key=lambda branch: branch.seconds(self._chip)))
         elif instruction.opcode in ("call", "async-start"):
             cost.add(self.cost(next(iter(instruction.called.values()))))
+        elif instruction.opcode == "custom-call" and instruction.listed:
+            for name in instruction.listed:
+                cost.add(self.cost(name))
         else:
             self._collect(cost, where, instruction)
             self._charge(cost, where, instruction)

@@ -16,7 +16,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"[ ,{](calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_LISTED = re.compile(r"(?:branch|called)_computations=\{([^}]*)\}")
 _INDEX = re.compile(r"[, ]index=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _UNKNOWN_CYCLES = 2**63 - 1
@@ -53,9 +53,9 @@ class Instruction:
         return dict(_CALLED.findall(" " + self.attributes))
 
     @property
-    def branches(self) -> list[str]:
-        """The computations a conditional chooses from."""
-        found = _BRANCHES.search(self.attributes)
+    def listed(self) -> list[str]:
+        """The computations a conditional chooses from, or a custom call runs."""
+        found = _LISTED.search(self.attributes)
         if found is not None:
             return [name.strip().lstrip("%") for name in found[1].split(",")]
         called = self.called
@@ -87,11 +87,15 @@ class Instruction:
 
 @dataclasses.dataclass(slots=True)
 class Computation:
-    """A named list of instructions, in the order of the schedule."""
+    """A named list of instructions, in the order of the schedule.
+
+    `thread` is "sparsecore" for what runs on the SparseCore, "" for the rest.
+    """
 
     name: str
     instructions: dict[str, Instruction]
     root: str
+    thread: str = ""
 
     @property
     def parameters(self) -> list[Instruction]:
@@ -121,7 +125,7 @@ class Program:
         callers: dict[str, list[tuple[Computation, Instruction]]] = {}
         for computation in self.computations.values():
             for instruction in computation.instructions.values():
-                for name in {*instruction.called.values(), *instruction.branches}:
+                for name in {*instruction.called.values(), *instruction.listed}:
                     callers.setdefault(name, []).append((computation, instruction))
         return callers
 
@@ -134,7 +138,7 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, Computation] = {}
     entry = ""
-    for header, lines in _blocks(text):
+    for header, lines, thread in _blocks(text):
         name = header[2]
         instructions: dict[str, Instruction] = {}
         root = ""
@@ -142,15 +146,15 @@ def parse(text: str) -> Program:
             instruction, is_root = _instruction(line, name)
             instructions[instruction.name] = instruction
             root = instruction.name if is_root or not root else root
-        computations[name] = Computation(name, instructions, root)
+        computations[name] = Computation(name, instructions, root, thread)
         entry = name if header[1] else entry
     if not entry:
         raise ProgramError("no ENTRY computation: not the text of a compiled program")
     return Program(computations, entry)
 
 
-def _blocks(text: str) -> Iterator[tuple[re.Match[str], list[str]]]:
-    """Each computation's header and instructions, those of several lines joined."""
+def _blocks(text: str) -> Iterator[tuple[re.Match[str], list[str], str]]:
+    """Each computation's header, instructions (those of several lines joined) and thread."""
     header: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.split("\n"):
@@ -158,7 +162,7 @@ def _blocks(text: str) -> Iterator[tuple[re.Match[str], list[str]]]:
             # An instruction's continuation can't look like a header: it never stands outside.
             header, lines = (_HEADER.match(line) if "->" in line else None), []
         elif line == "}" or line.startswith("}, execution_thread"):
-            yield header, lines
+            yield header, lines, line.partition("=")[2].strip('"')
             header = None
         elif _START.match(line):
             lines.append(line)

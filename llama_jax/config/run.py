@@ -1,6 +1,8 @@
 """One run: the tables of a run's TOML file. What each table builds is its package's business."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from llama_jax.config.hardware import find_slice
@@ -15,6 +17,7 @@ from llama_jax.config.loading import (
 from llama_jax.config.model import ModelConfig
 
 DType = Literal["float32", "bfloat16"]
+FlagValue = str | bool | int | float
 # Tensors of a layer that its backward pass reads, in the order in which they are made. q, k and v
 # are what attention reads: rotated. `swiglu` is what the down projection reads.
 CheckpointName = Literal[
@@ -40,6 +43,9 @@ class ExecutionConfig:
     compute_dtype: DType = "bfloat16"
     # `auto` takes the best one for the device and length; see llama_jax.kernels.
     attention: Literal["auto", "reference", "blockwise", "splash"] = "auto"
+    # With mesh.context > 1, how queries meet the keys that other devices hold: all are gathered in
+    # each layer, or they go round from device to device, which holds one device's at a time.
+    context_attention: Literal["gather", "ring"] = "gather"
     # What a layer keeps for its backward pass, from all to its input alone; llama_jax.models.remat
     # says what each keeps. `dots` recomputes so little that it is the default.
     remat: Literal["none", "dots", "block", "attention", "full"] = "dots"
@@ -323,6 +329,22 @@ class HardwareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompilerConfig:
+    """XLA and libtpu flags of this run, over those of the chip's table.
+
+    The table is `llama_jax.training.compiler_flags`; a value of "default" leaves a row of it out.
+    Only TPUs have flags here; another machine says that it takes none.
+    """
+
+    flags: Mapping[str, FlagValue] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in self.flags:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ConfigError("not a flag's name; leave the dashes out", key=f"flags.{name}")
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that defines a run."""
 
@@ -337,6 +359,7 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
+    compiler: CompilerConfig = CompilerConfig()
     hardware: HardwareConfig | None = None
     seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = 0
 

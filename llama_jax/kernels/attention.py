@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.kernels.blockwise import SHORT_BLOCK, blockwise_attention
-from llama_jax.kernels.masks import place_in_row
 from llama_jax.kernels.reference import reference_attention
+from llama_jax.kernels.ring import BLOCKWISE_PARTS, Parts, ring_attention
 from llama_jax.kernels.splash import splash_attention
-from llama_jax.sharding.rules import axis_size, current_mesh, on_shards, shard_index
+from llama_jax.sharding.rules import axis_size, current_mesh, on_shards
+from llama_jax.sharding.zigzag import in_natural_order, local_places
 
 Backend = Callable[..., jax.Array]
 BackendName = Literal["reference", "blockwise", "splash"]
@@ -26,6 +28,8 @@ BACKENDS: dict[str, Backend] = {
     "blockwise": blockwise_attention,
     "splash": splash_attention,
 }
+# What attends to one shard's keys in the ring form.
+RING_PARTS: dict[str, Parts] = {"blockwise": BLOCKWISE_PARTS}
 # Where a backend runs; those that aren't named here run everywhere.
 PLATFORMS: dict[str, str] = {"splash": "tpu"}
 # A shorter row is less than two blocks: blocks would have nothing to skip. From here on the
@@ -81,21 +85,28 @@ def attention(
     q_segment_ids_BT: jax.Array,
     kv_segment_ids_BS: jax.Array,
     backend: str,
+    context: Literal["gather", "ring"] = "gather",
     interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within segments: [B, T, N, H] in q's dtype.
 
     A query sees the keys of its own segment at or before its own place in the row; positions
     only turn the rotary embedding. Segment 0 is padding, whose output and gradients are 0.
+    Rows split over the context axis are in zigzag order (`llama_jax.sharding.zigzag`).
 
     Args:
       k_BSKH: K divides N, and what the tensor axis holds divides K.
       backend: "auto" or a name in `BACKENDS`.
+      context: how queries meet the keys of the context axis' other shards: gathered, or as these
+        go round.
       interpret: run a TPU kernel's Python on any device, for tests.
     """
     device = current_device()
     kernel_device = Device("tpu", device.kind) if interpret else device
     name = choose_backend(backend, k_BSKH.shape[1], kernel_device)
+    ring = context == "ring" and axis_size("length") > 1
+    if ring:
+        name = _ring_backend(backend, name)
     kernel = name in PLATFORMS
     options = {"device_kind": device.kind, "interpret": interpret} if kernel else {}
 
@@ -106,6 +117,19 @@ def attention(
         q_segment_ids_BT: jax.Array,
         kv_segment_ids_BS: jax.Array,
     ) -> jax.Array:
+        if ring:
+            return ring_attention(
+                q_BTNH,
+                k_BSKH,
+                v_BSKH,
+                q_segment_ids_BT=q_segment_ids_BT,
+                kv_segment_ids_BS=kv_segment_ids_BS,
+                parts=RING_PARTS[name],
+            )
+        # Gathered over context, keys come in the order in which its shards hold them.
+        ways = axis_size("length")
+        keys = (k_BSKH, v_BSKH, kv_segment_ids_BS)
+        k_BSKH, v_BSKH, kv_segment_ids_BS = (in_natural_order(x, ways) for x in keys)
         return BACKENDS[name](
             q_BTNH,
             k_BSKH,
@@ -116,17 +140,29 @@ def attention(
             **options,
         )
 
+    key_length = "length" if ring else "key_length"
     queries = ("batch", "length", "q_heads", "head_dim")
-    keys = ("batch", "key_length", "kv_heads", "head_dim")
-    q_ids, kv_ids = ("batch", "length"), ("batch", "key_length")
+    keys = ("batch", key_length, "kv_heads", "head_dim")
+    q_ids, kv_ids = ("batch", "length"), ("batch", key_length)
     # Pallas calls don't say over which axes their outputs vary, so nothing can check it.
     run = on_shards(local, (queries, keys, keys, q_ids, kv_ids), queries, check_types=not kernel)
     return run(q_BTNH, k_BSKH, v_BSKH, q_segment_ids_BT, kv_segment_ids_BS)
+
+
+def _ring_backend(asked: str, name: str) -> str:
+    if name in RING_PARTS:
+        return name
+    if asked == "auto":
+        return "blockwise"
+    raise ConfigError(
+        f"'{name}' has no form that goes round a ring; use auto, {', '.join(RING_PARTS)}, or "
+        "execution.context_attention = 'gather'",
+        key="execution.attention",
+    )
 
 
 def _local_order(q_segment_ids_BT: jax.Array) -> jax.Array | None:
     """int32 [B, T]: places of this shard's queries in their rows; None for 0, 1, 2, ..."""
     if axis_size("length") == 1:
         return None
-    first = shard_index("length") * q_segment_ids_BT.shape[1]
-    return first + place_in_row(q_segment_ids_BT)
+    return jnp.broadcast_to(local_places(q_segment_ids_BT.shape[1]), q_segment_ids_BT.shape)

@@ -9,6 +9,7 @@ G = N / K, H head dim.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,20 +35,71 @@ def blockwise_attention(
     block: int | None = None,
 ) -> jax.Array:
     """The same function as `reference_attention`, for any T and S."""
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    block = block or (SHORT_BLOCK if S < LONG_FROM else LONG_BLOCK)
-    in_order = q_order_BT is None
-    order_BT = place_in_row(q_segment_ids_BT) if q_order_BT is None else q_order_BT
-    order_BT = varying_like(order_BT, q_segment_ids_BT)
-    # What fills up the last blocks is padding: segment 0, which sees nothing and isn't seen.
-    q_BKGTH = _pad(q_BTNH, block).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = (_pad(x, block).transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+    T, K = q_BTNH.shape[1], k_BSKH.shape[2]
+    block = block or _block(k_BSKH.shape[1])
+    rows = _rows_of(block, q_segment_ids_BT, kv_segment_ids_BS, q_order_BT)
     # One type for all operands: the gradient rule below must return what it was given.
-    k_BKSH, v_BKSH = (varying_like(x, q_BTNH) for x in (k_BKSH, v_BKSH))
-    rows = (_pad(x, block) for x in (q_segment_ids_BT, kv_segment_ids_BS, order_BT))
-    out_BKGTH: jax.Array = _flash(block, in_order, q_BKGTH, k_BKSH, v_BKSH, *rows)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, N, H)[:, :T]
+    q_BKGTH = _queries(q_BTNH, K, block)
+    k_BKSH, v_BKSH = (varying_like(_keys(x, block), q_BTNH) for x in (k_BSKH, v_BSKH))
+    out_BKGTH: jax.Array = _flash(block, q_order_BT is None, q_BKGTH, k_BKSH, v_BKSH, *rows)
+    return _from_queries(out_BKGTH, T)
+
+
+def partial_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    q_segment_ids_BT: jax.Array,
+    kv_segment_ids_BS: jax.Array,
+    q_order_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention over a part of the keys, without a gradient rule, and what merging parts needs.
+
+    Returns:
+      float32 [B, T, N, H], and float32 [B, T, N] log-sum-exp of the scores; 0 and `MASKED` for a
+      query that sees none of these keys.
+    """
+    T, K = q_BTNH.shape[1], k_BSKH.shape[2]
+    block = _block(k_BSKH.shape[1])
+    rows = _rows_of(block, q_segment_ids_BT, kv_segment_ids_BS, q_order_BT)
+    q_BKGTH = _queries(q_BTNH, K, block)
+    k_BKSH, v_BKSH = _keys(k_BSKH, block), _keys(v_BSKH, block)
+    out_BKGTH, log_total_BKGT = _sums(block, False, q_BKGTH, k_BKSH, v_BKSH, *rows)
+    return _from_queries(out_BKGTH, T), _from_queries(log_total_BKGT[..., None], T)[..., 0]
+
+
+def partial_attention_gradients(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    out_BTNH: jax.Array,
+    log_total_BTN: jax.Array,
+    grad_BTNH: jax.Array,
+    *,
+    q_segment_ids_BT: jax.Array,
+    kv_segment_ids_BS: jax.Array,
+    q_order_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a part of the keys adds to the gradients of q, and the gradients of that part.
+
+    Args:
+      out_BTNH, log_total_BTN: of all parts, merged.
+      grad_BTNH: of the merged output.
+
+    Returns:
+      float32, shaped as q, k and v.
+    """
+    T, S, K = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2]
+    block = _block(S)
+    rows = _rows_of(block, q_segment_ids_BT, kv_segment_ids_BS, q_order_BT)
+    q_BKGTH, grad_BKGTH, out_BKGTH = (_queries(x, K, block) for x in (q_BTNH, grad_BTNH, out_BTNH))
+    log_total_BKGT = _queries(log_total_BTN[..., None], K, block)[..., 0]
+    k_BKSH, v_BKSH = _keys(k_BSKH, block), _keys(v_BSKH, block)
+    saved = (q_BKGTH, k_BKSH, v_BKSH, *rows, out_BKGTH, log_total_BKGT)
+    q_grad, k_grad, v_grad = _gradients(block, False, saved, grad_BKGTH)
+    k_grad, v_grad = (x.transpose(0, 2, 1, 3)[:, :S] for x in (k_grad, v_grad))
+    return _from_queries(q_grad, T), k_grad, v_grad
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -56,6 +108,27 @@ def _flash(block: int, in_order: bool, *arrays: jax.Array) -> jax.Array:
 
 
 def _forward(
+    block: int, in_order: bool, *arrays: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    out_BKGTH, log_total_BKGT = _sums(block, in_order, *arrays)
+    # Named, so that a remat policy which keeps attention keeps all that its backward pass needs.
+    out_BKGTH = checkpoint_name(out_BKGTH.astype(arrays[0].dtype), "attention")
+    log_total_BKGT = checkpoint_name(log_total_BKGT, "attention")
+    return out_BKGTH, (*arrays, out_BKGTH, log_total_BKGT)
+
+
+def _backward(
+    block: int, in_order: bool, saved: tuple[jax.Array, ...], grad_BKGTH: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    grads = _gradients(block, in_order, saved, grad_BKGTH)
+    typed = (g.astype(x.dtype) for g, x in zip(grads, saved[:3], strict=True))
+    return (*typed, None, None, None)
+
+
+_flash.defvjp(_forward, _backward)
+
+
+def _sums(
     block: int,
     in_order: bool,
     q_BKGTH: jax.Array,
@@ -64,10 +137,10 @@ def _forward(
     q_ids_BT: jax.Array,
     kv_ids_BS: jax.Array,
     order_BT: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    def add_pair(
-        carry: tuple[jax.Array, ...], pair: jax.Array
-    ) -> tuple[tuple[jax.Array, ...], None]:
+) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp, float32."""
+
+    def add_pair(carry: tuple[jax.Array, ...], pair: jax.Array) -> tuple[jax.Array, ...]:
         i, j = pair[0], pair[1]
         peak, total, sums = (_slice(x, i, block, 3) for x in carry)
         k_BKCH, v_BKCH = (_slice(x, j, block, 2) for x in (k_BKSH, v_BKSH))
@@ -80,7 +153,7 @@ def _forward(
         added = _rows("BKMC,BKCH->BKMH", weights.astype(v_BKCH.dtype), v_BKCH)
         sums = sums * shrink[..., None] + added
         new = (new_peak, total, sums)
-        return tuple(_put(x, y, i, block) for x, y in zip(carry, new, strict=True)), None
+        return tuple(_put(x, y, i, block) for x, y in zip(carry, new, strict=True))
 
     shape = q_BKGTH.shape[:-1]
     start = (
@@ -89,28 +162,22 @@ def _forward(
         jnp.zeros(q_BKGTH.shape, jnp.float32),
     )
     start = tuple(varying_like(x, q_BKGTH) for x in start)
-    pairs = _pairs(q_BKGTH.shape[3] // block, k_BKSH.shape[2] // block, in_order)
-    (peak_BKGT, total_BKGT, sums_BKGTH), _ = jax.lax.scan(add_pair, start, pairs)
+    peak_BKGT, total_BKGT, sums_BKGTH = _over_pairs(
+        add_pair, start, block, in_order, k_BKSH.shape[2], order_BT
+    )
     safe_BKGT = jnp.where(total_BKGT == 0.0, 1.0, total_BKGT)
-    out_BKGTH = (sums_BKGTH / safe_BKGT[..., None]).astype(q_BKGTH.dtype)
-    log_total_BKGT = peak_BKGT + jnp.log(safe_BKGT)
-    # Named, so that a remat policy which keeps attention keeps all that its backward pass needs.
-    out_BKGTH = checkpoint_name(out_BKGTH, "attention")
-    log_total_BKGT = checkpoint_name(log_total_BKGT, "attention")
-    saved = (q_BKGTH, k_BKSH, v_BKSH, q_ids_BT, kv_ids_BS, order_BT)
-    return out_BKGTH, (*saved, out_BKGTH, log_total_BKGT)
+    return sums_BKGTH / safe_BKGT[..., None], peak_BKGT + jnp.log(safe_BKGT)
 
 
-def _backward(
+def _gradients(
     block: int, in_order: bool, saved: tuple[jax.Array, ...], grad_BKGTH: jax.Array
-) -> tuple[jax.Array | None, ...]:
+) -> tuple[jax.Array, ...]:
+    """float32 gradients of q, k and v."""
     q_BKGTH, k_BKSH, v_BKSH, q_ids_BT, kv_ids_BS, order_BT, out_BKGTH, log_total_BKGT = saved
     # Row sums of grad * out: what the softmax's normalisation takes back (paper, section 2.2).
     taken_BKGT = (grad_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32)).sum(-1)
 
-    def add_pair(
-        carry: tuple[jax.Array, ...], pair: jax.Array
-    ) -> tuple[tuple[jax.Array, ...], None]:
+    def add_pair(carry: tuple[jax.Array, ...], pair: jax.Array) -> tuple[jax.Array, ...]:
         i, j = pair[0], pair[1]
         q, grad, log_total, taken = (
             _slice(x, i, block, 3) for x in (q_BKGTH, grad_BKGTH, log_total_BKGT, taken_BKGT)
@@ -126,18 +193,60 @@ def _backward(
         grad_q = _add(grad_q, _rows("BKMC,BKCH->BKMH", grad_scores, k_BKCH), i, block, 3)
         grad_k = _add(grad_k, _columns(grad_scores, q), j, block, 2)
         grad_v = _add(grad_v, _columns(weights.astype(grad.dtype), grad), j, block, 2)
-        return (grad_q, grad_k, grad_v), None
+        return grad_q, grad_k, grad_v
 
     start = tuple(
         varying_like(jnp.zeros(x.shape, jnp.float32), q_BKGTH) for x in (q_BKGTH, k_BKSH, v_BKSH)
     )
-    pairs = _pairs(q_BKGTH.shape[3] // block, k_BKSH.shape[2] // block, in_order)
-    grads, _ = jax.lax.scan(add_pair, start, pairs)
-    typed = (g.astype(x.dtype) for g, x in zip(grads, (q_BKGTH, k_BKSH, v_BKSH), strict=True))
-    return (*typed, None, None, None)
+    return _over_pairs(add_pair, start, block, in_order, k_BKSH.shape[2], order_BT)
 
 
-_flash.defvjp(_forward, _backward)
+def _over_pairs(
+    add_pair: Callable[[tuple[jax.Array, ...], jax.Array], tuple[jax.Array, ...]],
+    start: tuple[jax.Array, ...],
+    block: int,
+    in_order: bool,
+    S: int,
+    order_BT: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`add_pair` over the pairs of blocks that may see each other."""
+
+    def step(carry: tuple[jax.Array, ...], pair: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        if in_order:
+            return add_pair(carry, pair), None
+        # Which queries are in a block is known at run time only: so is what it sees.
+        seen = _slice(order_BT, pair[0], block, 1).max() >= pair[1] * block
+        return jax.lax.cond(seen, add_pair, lambda carry, _: carry, carry, pair), None
+
+    return jax.lax.scan(step, start, _pairs(order_BT.shape[1] // block, S // block, in_order))[0]
+
+
+def _block(S: int) -> int:
+    return SHORT_BLOCK if S < LONG_FROM else LONG_BLOCK
+
+
+def _queries(x_BTNH: jax.Array, K: int, block: int) -> jax.Array:
+    """[B, K, G, T, H], T filled up to whole blocks."""
+    B, _, N, H = x_BTNH.shape
+    return _pad(x_BTNH, block).reshape(B, -1, K, N // K, H).transpose(0, 2, 3, 1, 4)
+
+
+def _from_queries(x_BKGTH: jax.Array, T: int) -> jax.Array:
+    B, K, G, _, H = x_BKGTH.shape
+    return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, -1, K * G, H)[:, :T]
+
+
+def _keys(x_BSKH: jax.Array, block: int) -> jax.Array:
+    return _pad(x_BSKH, block).transpose(0, 2, 1, 3)
+
+
+def _rows_of(
+    block: int, q_ids_BT: jax.Array, kv_ids_BS: jax.Array, order_BT: jax.Array | None
+) -> tuple[jax.Array, ...]:
+    """Segment ids and places. What fills up is of segment 0, which sees nothing and isn't seen."""
+    order_BT = place_in_row(q_ids_BT) if order_BT is None else order_BT
+    order_BT = varying_like(order_BT, q_ids_BT)
+    return tuple(_pad(x, block) for x in (q_ids_BT, kv_ids_BS, order_BT))
 
 
 def _pairs(queries: int, keys: int, in_order: bool) -> jax.Array:

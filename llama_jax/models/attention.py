@@ -35,7 +35,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         std, dtype = config.init_std, execution.param_dtype
-        self.backend = execution.attention
+        self.execution = execution
         self.q_proj = weight(rngs, "q_proj", Q, (D, N, H), std, dtype)
         self.k_proj = weight(rngs, "k_proj", KV, (D, K, H), std, dtype)
         self.v_proj = weight(rngs, "v_proj", KV, (D, K, H), std, dtype)
@@ -106,7 +106,8 @@ class Attention(nnx.Module):
             v_BTKH,
             q_segment_ids_BT=segment_ids_BT,
             kv_segment_ids_BS=segment_ids_BT,
-            backend=self.backend,
+            backend=self.execution.attention,
+            context=self.execution.context_attention,
         )
 
     def _output(self, out_BTNH: jax.Array) -> jax.Array:

@@ -32,6 +32,7 @@ from llama_jax.sharding.rules import (
     shard_index,
     sum_shards,
 )
+from llama_jax.sharding.zigzag import from_zigzag, to_zigzag
 
 VOCAB_IN: Dims = ("vocab", "embed")
 VOCAB_OUT: Dims = ("embed", "vocab")
@@ -95,9 +96,12 @@ class Llama(nnx.Module):
     def __call__(
         self, tokens_BT: jax.Array, *, positions_BT: jax.Array, segment_ids_BT: jax.Array
     ) -> jax.Array:
-        """float32 logits [B, T, V]. Arguments as for `hidden`."""
+        """float32 logits [B, T, V] of rows in natural order. Arguments as for `hidden`."""
+        tokens_BT, positions_BT, segment_ids_BT = to_zigzag(
+            (tokens_BT, positions_BT, segment_ids_BT)
+        )
         x_BTD = self.hidden(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
-        return self.logits(x_BTD)
+        return self.logits(from_zigzag(x_BTD, ACT))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, V] of what `hidden` or `extend` gave."""
@@ -117,6 +121,9 @@ class Llama(nnx.Module):
         self, tokens_BT: jax.Array, *, positions_BT: jax.Array, segment_ids_BT: jax.Array
     ) -> jax.Array:
         """What the head reads: [B, T, D] after the final norm, in the compute dtype.
+
+        Where the mesh splits rows over its context axis, arguments and result are in the order of
+        `sharding.zigzag.to_zigzag`: an objective puts its whole batch in it, once.
 
         Args:
           tokens_BT: ids; rows may hold several documents.

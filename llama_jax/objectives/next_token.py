@@ -7,6 +7,7 @@ import jax
 
 from llama_jax.config.run import NextTokenConfig
 from llama_jax.losses.cross_entropy import chunked_cross_entropy
+from llama_jax.sharding.zigzag import to_zigzag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class NextToken:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The summed loss over the batch's [B, T] arrays, and sums by name. `key` is not used."""
         del key
+        batch = to_zigzag(batch)
         x_BTD = model.hidden(
             batch["tokens"], positions_BT=batch["positions"], segment_ids_BT=batch["segment_ids"]
         )

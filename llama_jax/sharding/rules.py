@@ -141,6 +141,18 @@ def max_shards(x: jax.Array, dim: str) -> jax.Array:
     return x if axes is None or not _manual(axes) else jax.lax.pmax(x, axes)
 
 
+def pass_on(x: jax.Array, dim: str) -> jax.Array:
+    """Inside `on_shards`: the `x` of the shard of a dim before this one; the first has the last's.
+
+    After as many passes as there are shards each has its own again.
+    """
+    axes = RULES[dim]
+    if axes is None or not _manual(axes):
+        return x
+    ways = _ways(axes, current_mesh())
+    return jax.lax.ppermute(x, axes, [(i, (i + 1) % ways) for i in range(ways)])
+
+
 def varying_like(x: jax.Array, *others: jax.Array) -> jax.Array:
     """Inside `on_shards`: `x` typed as differing between devices where any of the others does.
 

@@ -17,6 +17,9 @@ import numpy as np
 from llama_jax.planning.program_shapes import leaves
 from llama_jax.planning.program_text import Computation, Instruction, Program, ProgramError
 
+# Between slices the compiler leaves the work to a runtime on the hosts, by sends that name it.
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="?(\w+)')
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
 Form = Literal["sync", "start/done", "async-collective-fusion", "sparsecore", "sync-fused-rs"]
@@ -65,19 +68,29 @@ class Layout:
             varying |= {axis for axis, place in enumerate(places) if np.ptp(place)}
         return "+".join(name for axis, name in enumerate(self.axes) if axis in varying)
 
-    def crosses_slices(self, groups: Iterable[Sequence[int]]) -> bool:
-        """Whether any group has devices in two slices."""
-        return bool(self.slices) and any(
-            len({self.slices[device] for device in group}) > 1 for group in groups
-        )
+    def num_slices(self, groups: Iterable[Sequence[int]]) -> int:
+        """Slices that a group's devices are in, at most."""
+        if not self.slices:
+            return 1
+        return max((len({self.slices[device] for device in group}) for group in groups), default=1)
 
-    def torus_axes(self, groups: Iterable[Sequence[int]]) -> tuple[int, ...]:
-        """The axes of the chips' network along which a group's devices differ."""
-        found: set[int] = set()
-        for group in groups if self.coords else ():
+    def slice_groups(self) -> list[list[int]]:
+        """For each place in a slice, the devices there of all slices."""
+        members: dict[int, list[int]] = {}
+        for device, number in enumerate(self.slices):
+            members.setdefault(number, []).append(device)
+        return [list(group) for group in zip(*members.values(), strict=True)]
+
+    def torus(self, groups: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+        """Axes of the chips' network along which groups differ, and places along each."""
+        found: dict[int, int] = {}
+        for group in groups if self.coords and self.coords[0] else ():
             places = np.asarray([self.coords[device] for device in group])
-            found |= {int(axis) for axis in np.flatnonzero(np.ptp(places, axis=0))}
-        return tuple(sorted(found))
+            for axis, column in enumerate(places.T):
+                count = len(set(column.tolist()))
+                if count > 1:
+                    found[axis] = max(count, found.get(axis, 0))
+        return tuple(sorted(found.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +103,9 @@ class Collective:
       bytes: of all of them, by the convention of this module.
       overlapped: whether it is split in a start and an end with work between.
       form: how it appears in the schedule.
-      crosses_slices: whether it goes over the data-centre network.
-      torus_axes: axes of the chips' network it runs along; () where the places aren't known.
+      num_slices: slices whose devices exchange; over 1, bytes go over the data-centre network.
+      torus: axes of the chips' network it runs along, each with the places that a group takes
+        there; () where the devices' places aren't known.
     """
 
     kind: str
@@ -100,8 +114,8 @@ class Collective:
     bytes: int
     overlapped: bool
     form: Form
-    crosses_slices: bool = False
-    torus_axes: tuple[int, ...] = ()
+    num_slices: int = 1
+    torus: tuple[tuple[int, int], ...] = ()
 
     def times(self, number: int) -> "Collective":
         """The same, that many times."""
@@ -112,6 +126,8 @@ def collective(
     program: Program, where: Computation, instruction: Instruction, layout: Layout
 ) -> Collective | None:
     """What an instruction starts, or None where it is no collective or not a start."""
+    if instruction.opcode == "send":
+        return _between_slices(where, instruction, layout)
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
@@ -128,8 +144,28 @@ def collective(
         bytes=_bytes(where, instruction, kind),
         overlapped=form not in ("sync", "sync-fused-rs"),
         form=form,
-        crosses_slices=layout.crosses_slices(groups),
-        torus_axes=layout.torus_axes(groups),
+        num_slices=layout.num_slices(groups),
+        torus=layout.torus(groups),
+    )
+
+
+def _between_slices(
+    where: Computation, instruction: Instruction, layout: Layout
+) -> Collective | None:
+    found = _MEGASCALE.search(instruction.attributes)
+    if found is None:
+        return None
+    groups = layout.slice_groups()
+    sent = leaves(where.instructions[instruction.operands[0]].shape)
+    return Collective(
+        kind=found[1].lower().replace("_", "-"),
+        axis=layout.axis(groups),
+        count=1,
+        bytes=sum(leaf.nbytes for leaf in sent),
+        overlapped=True,
+        form="start/done",
+        # A layout without slices can't tell how many; there are at least two.
+        num_slices=max(2, layout.num_slices(groups)),
     )
 
 
@@ -158,7 +194,7 @@ def _form(program: Program, where: Computation, instruction: Instruction) -> For
         return "async-collective-fusion"
     if instruction.opcode == "all-reduce" and _sliced(where, instruction):
         return "sync-fused-rs"
-    return None if _handed_on(where, instruction) else "sync"
+    return None if handed_on(where, instruction) else "sync"
 
 
 def _sliced(where: Computation, instruction: Instruction) -> bool:
@@ -170,7 +206,7 @@ def _sliced(where: Computation, instruction: Instruction) -> bool:
     return bool(seen) and all(user.opcode in ("dynamic-slice", "slice") for user in seen)
 
 
-def _handed_on(where: Computation, instruction: Instruction) -> bool:
+def handed_on(where: Computation, instruction: Instruction) -> bool:
     """Whether a fusion only carries a collective that was started before it."""
     users = where.users().get(instruction.name, [])
     return bool(users) and all(
@@ -179,9 +215,10 @@ def _handed_on(where: Computation, instruction: Instruction) -> bool:
 
 
 def _bytes(where: Computation, instruction: Instruction, kind: str) -> int:
-    given = [
-        leaf for name in instruction.operands for leaf in leaves(where.instructions[name].shape)
-    ]
+    operands = [where.instructions[name] for name in instruction.operands]
+    # What the compiler pads a fused reduce-scatter with isn't of the input.
+    padded = [where.instructions[each.operands[0]] for each in operands if each.opcode == "pad"]
+    given = [leaf for each in padded or operands for leaf in leaves(each.shape)]
     if kind == "reduce-scatter":
         return sum(leaf.nbytes for leaf in given)
     made = leaves(instruction.shape)

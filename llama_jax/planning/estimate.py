@@ -24,6 +24,7 @@ class Times:
       hbm: all HBM bytes at its bandwidth.
       ici: all bytes between chips of a slice, were nothing hidden.
       dcn: all bytes between slices, were nothing hidden.
+      host: all bytes to and from the host's memory, were nothing hidden.
       estimate: the static estimate, with communication hidden.
     """
 
@@ -31,6 +32,7 @@ class Times:
     hbm: float
     ici: float
     dcn: float
+    host: float
     estimate: float
 
 
@@ -39,35 +41,44 @@ def estimate(analysis: Analysis, chip: Chip, slice_: Slice) -> Times:
     peak = chip.device_peak_flops()
     assert peak is not None, f"{chip.name} has no bfloat16 peak"
     attention_s = analysis.attention_flops / (peak * chip.pallas_attention_efficiency)
-    inside = [each for each in analysis.collectives if not each.crosses_slices]
-    across = [each for each in analysis.collectives if each.crosses_slices]
+    inside = [each for each in analysis.collectives if each.num_slices == 1]
+    across = [each for each in analysis.collectives if each.num_slices > 1]
     return Times(
         compute=analysis.executed_flops / peak,
         hbm=analysis.hbm_traffic_bytes / chip.device_hbm_bytes_per_s,
         ici=sum(ici_s(each, slice_) for each in inside),
         dcn=sum(_dcn_s(each, chip) for each in across),
+        host=analysis.host_traffic_bytes / (chip.pcie_bytes_per_s / chip.devices_per_chip),
         estimate=analysis.mxu_s + analysis.memory_s + attention_s,
     )
 
 
-def ici_bytes_per_s(slice_: Slice) -> float:
-    """Bytes a second of one device over all links that a collective of the whole slice uses.
+def ici_bytes_per_s(slice_: Slice, torus: tuple[tuple[int, int], ...] = ()) -> float:
+    """Bytes a second of one device over all links that a collective uses.
 
-    Two directions along each axis of more than one chip; half where the axes don't all wrap.
+    Two directions along each axis of the network; half where the axes aren't all closed rings.
+
+    Args:
+      torus: the axes it runs along, with the places it takes on each; () for the whole slice.
     """
     chip = slice_.chip
-    used = [wrap for size, wrap in zip(slice_.shape, wraps(slice_), strict=True) if size > 1]
+    used = torus or [(axis, size) for axis, size in enumerate(slice_.shape) if size > 1]
+    wrapped = wraps(slice_)
+    rings = all(wrapped[axis] and size == slice_.shape[axis] for axis, size in used)
     rate = chip.ici_link_bytes_per_s * 2 * max(len(used), 1) / chip.devices_per_chip
-    return rate if all(used) else rate / 2
+    return rate if rings else rate / 2
 
 
 def ici_s(collective: Collective, slice_: Slice) -> float:
     """Seconds that a collective's bytes take on the links of a slice."""
     if collective.kind == "collective-permute":
         return collective.bytes / (2 * slice_.chip.ici_link_bytes_per_s)
-    return _PASSES[collective.kind] * collective.bytes / ici_bytes_per_s(slice_)
+    rate = ici_bytes_per_s(slice_, collective.torus)
+    return _PASSES[collective.kind] * collective.bytes / rate
 
 
 def _dcn_s(collective: Collective, chip: Chip) -> float:
-    passes = _PASSES.get(collective.kind, 1)
-    return passes * collective.bytes / (chip.dcn_bytes_per_s / chip.devices_per_chip)
+    # A ring of few slices: each sends all but its own part, for a sum twice.
+    share = (collective.num_slices - 1) / collective.num_slices
+    passes = _PASSES.get(collective.kind, 1) * share
+    return passes * collective.bytes * chip.devices_per_chip / chip.dcn_bytes_per_s

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+from llama_jax.planning.collectives import KINDS, handed_on
 from llama_jax.planning.program_shapes import HBM, HOST, Leaf, leaves
 from llama_jax.planning.program_text import Computation, Instruction, Program
 
@@ -31,7 +32,6 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 # A loop fusion computes only the elements that are asked of it, so that a slice of one of these is
 # a slice of its operand.
 _ELEMENTWISE = ("bitcast", "convert", "copy", "reshape", "transpose", "negate", "bitcast-convert")
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
 
 class Traffic(NamedTuple):
@@ -120,8 +120,10 @@ class Counter:
     ) -> int | None:
         opcode = user.opcode
         first = bool(user.operands) and user.operands[0] == value.name
-        if opcode == "tuple" or opcode in _COLLECTIVES or user.target in _FREE_TARGETS:
-            return 0  # handed through; an asynchronous collective counts where it starts
+        if opcode == "tuple" or user.target in _FREE_TARGETS:
+            return 0
+        if opcode in KINDS and handed_on(where, user):
+            return 0  # an asynchronous collective counts where it starts
         if opcode in _SLICES and first:
             return leaves(user.shape)[0].elements
         if opcode == "dynamic-update-slice" and first:
@@ -142,7 +144,7 @@ class Counter:
         """Elements that a result of a fused computation writes."""
         while value.opcode in _ELEMENTWISE and value.opcode != "transpose":
             value = where.instructions[value.operands[0]]
-        if value.opcode == "parameter" or value.opcode in _COLLECTIVES:
+        if value.opcode == "parameter" or (value.opcode in KINDS and handed_on(where, value)):
             return 0
         if value.target in _FREE_TARGETS:
             return 0
@@ -180,6 +182,9 @@ def _plain(where: Computation, instruction: Instruction) -> Traffic:
     made: list[tuple[Leaf, int | None]] = [(leaf, None) for leaf in leaves(instruction.shape)]
     given = [leaves(where.instructions[name].shape) for name in instruction.operands]
     opcode = instruction.opcode
+    if opcode in ("send", "recv"):
+        # (the buffer, an identifier, a token): read to be sent, written when received.
+        return _sum(made[:1])
     if opcode in _SLICES:
         read: list[tuple[Leaf, int | None]] = [(given[0][0], made[0][0].elements)]
         read += [(leaf, None) for part in given[1:] for leaf in part]

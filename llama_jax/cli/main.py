@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from llama_jax import __version__
 from llama_jax.config.loading import ConfigError, nearest
+from llama_jax.training.local_tpu import quiet_absent_tpu
 
 # verb: what it does, one line. The module is `llama_jax.cli.<verb>`.
 VERBS = {
     "train": "train a model as a run's TOML file says; resumes by itself",
+    "plan": "compile a run for TPUs that aren't there: does it fit, how fast, at what cost",
     "generate": "continue prompts with a model of any format",
     "chat": "talk with a model in the terminal",
     "convert": "turn a checkpoint into another format, and compare their logits",
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    # Before any verb loads JAX, which tries a TPU wherever libtpu is installed.
+    quiet_absent_tpu()
     module = importlib.import_module(f"llama_jax.cli.{verb}")
     parser = argparse.ArgumentParser(
         prog=f"llama-jax {verb}",

@@ -10,6 +10,7 @@ import json
 import sys
 
 from llama_jax.config.files import load_run_config
+from llama_jax.training.compiler_flags import set_compiler_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--platform", choices=("cpu", "gpu", "tpu"), help="use this one, or fail if it isn't there"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on stdout")
+    parser.add_argument(
+        "--no-compiler-flags",
+        action="store_true",
+        help="on a TPU, leave out the flags of the chip's table and of the run's [compiler]",
+    )
     processes = parser.add_argument_group(
         "several processes", "not needed on TPU VMs, where they find each other"
     )
@@ -37,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when done, 130 or 143 when a signal stopped it after saving."""
-    # A wrong config is told before JAX is loaded.
+    # A wrong config is told before JAX is loaded, and libtpu reads its flags when it is.
     config = load_run_config(args.run, args.set)
+    flags_line = "" if args.no_compiler_flags else set_compiler_flags(config, args.platform)
 
     import jax
     from rich.console import Console
@@ -60,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     enable_compilation_cache()
     if jax.process_index() == 0:
         console.print(describe_devices(), highlight=False, soft_wrap=True)
+        if flags_line:
+            console.print(flags_line, highlight=False, soft_wrap=True, markup=False)
     outcome = train(config, args.run_dir or default_run_dir(args.run), console)
     if jax.process_index() == 0:
         if args.json:

@@ -89,7 +89,8 @@ def from_table(cls: type[Config], table: Mapping[str, Any], source: str) -> Conf
 
     Args:
       cls: a dataclass. Fields may be scalars, `Literal`s, nested dataclasses, tuples of either,
-        optionals, and unions of dataclasses told apart by their `kind` field.
+        mappings from names to either, optionals, unions of scalars, and unions of dataclasses
+        told apart by their `kind` field.
       table: parsed TOML.
       source: the file name for messages.
 
@@ -162,6 +163,8 @@ def to_table(config: object) -> Any:
         return {name: to_table(value) for name, value in pairs if value is not None}
     if isinstance(config, tuple | list):
         return [to_table(item) for item in config]
+    if isinstance(config, Mapping):
+        return {key: to_table(item) for key, item in config.items()}
     return config
 
 
@@ -182,6 +185,9 @@ def fingerprint(config: object) -> str:
     """Sixteen hex digits that differ when any resolved field differs."""
     text = json.dumps(to_table(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_SCALARS = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -218,6 +224,10 @@ def _convert(hint: Any, value: Any, source: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"expected a list, got {_type_name(value)}", source=source)
         return tuple(_convert_item(arguments[0], i, v, source) for i, v in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"expected a table, got {_type_name(value)}", source=source)
+        return {key: _convert_item(arguments[1], key, item, source) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"expected a table, got {_type_name(value)}", source=source)
@@ -225,13 +235,12 @@ def _convert(hint: Any, value: Any, source: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        expected = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-        wanted = expected.get(hint, str(hint))
+        wanted = _SCALARS.get(hint, str(hint))
         raise ConfigError(f"expected {wanted}, got {_type_name(value)} {value!r}", source=source)
     return value
 
 
-def _convert_item(hint: Any, index: int, value: Any, source: str) -> Any:
+def _convert_item(hint: Any, index: int | str, value: Any, source: str) -> Any:
     try:
         return _convert(hint, value, source)
     except ConfigError as error:
@@ -241,6 +250,11 @@ def _convert_item(hint: Any, index: int, value: Any, source: str) -> Any:
 def _convert_union(members: list[Any], value: Any, source: str) -> Any:
     if len(members) == 1:
         return _convert(members[0], value, source)
+    if all(member in _SCALARS for member in members):
+        if type(value) not in members:
+            wanted = " or ".join(_SCALARS[member] for member in members)
+            raise ConfigError(f"expected {wanted}, got {_type_name(value)}", source=source)
+        return value
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a table, got {_type_name(value)}", source=source)
     kinds = {_kind_of(member): member for member in members}

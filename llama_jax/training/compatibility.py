@@ -13,6 +13,7 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("mesh.*", True),
     ("execution.param_dtype", False),  # the stored state's own dtype
     ("execution.*", True),
+    ("compiler.*", True),
     ("training.microbatches", True),
     ("hardware.*", True),
     ("compiler.*", True),

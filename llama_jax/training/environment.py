@@ -112,6 +112,7 @@ def describe_start() -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "libtpu_init_args": os.environ.get("LIBTPU_INIT_ARGS", ""),
         "matmul_precision": str(config.jax_default_matmul_precision or "default"),
     }
 

@@ -27,7 +27,7 @@ def changes(before: Plan, after: Plan) -> list[Change]:
         *_counts("kernel", before.kernel_calls, after.kernel_calls),
         *(
             Change(f"time, {name}", "s", before.time_s[name], after.time_s[name])
-            for name in (*BOUNDS, "estimate")
+            for name in (*BOUNDS, "exposed", "estimate")
         ),
         Change("tokens/s a chip", "", before.tokens_per_s_per_chip, after.tokens_per_s_per_chip),
     ]

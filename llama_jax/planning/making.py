@@ -1,6 +1,7 @@
 """From a run's config and a slice to its plan: trace, look in the cache, compile, read, add up."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from llama_jax.planning.compiling import (
 )
 from llama_jax.planning.estimate import estimate
 from llama_jax.planning.plan import CollectiveUse, Plan
-from llama_jax.planning.program import analyze
+from llama_jax.planning.program import Analysis, analyze
+from llama_jax.training.compiler_flags import VARIABLE, apply_flags, flags_for
 
 # Of a record, what the compiler counts for a JAX device and a plan for a chip.
 _OF_A_DEVICE = (
@@ -53,9 +55,9 @@ class Planner:
         return self._plan(config, name, lowered, flags, record)
 
     def flags(self, config: RunConfig) -> dict[str, str]:
-        """The compiler's flags for this chip, as `train` sets them."""
-        del config
-        return {}
+        """The compiler's flags, as `train` sets them: the user's environment wins here too."""
+        wanted = flags_for(self.slice_.chip, self.num_devices, config.compiler.flags)
+        return apply_flags(wanted, {VARIABLE: os.environ.get(VARIABLE, "")}).set
 
     @property
     def num_devices(self) -> int:
@@ -151,8 +153,18 @@ def _read(compiled: Compiled, slice_: Slice) -> dict[str, Any]:
             for use in analysis.collectives
         ],
         "kernel_calls": analysis.kernel_calls,
-        "time_s": dataclasses.asdict(estimate(analysis, slice_.chip, slice_)),
+        "time_s": _times(analysis, slice_),
         "compile_s": compiled.compile_s,
+    }
+
+
+def _times(analysis: Analysis, slice_: Slice) -> dict[str, float]:
+    """Each bound, the estimate, and `exposed`: collectives that the schedule doesn't overlap."""
+    waited_for = tuple(use for use in analysis.collectives if not use.overlapped)
+    alone = estimate(dataclasses.replace(analysis, collectives=waited_for), slice_.chip, slice_)
+    return {
+        **dataclasses.asdict(estimate(analysis, slice_.chip, slice_)),
+        "exposed": alone.ici + alone.dcn,
     }
 
 

@@ -39,7 +39,8 @@ class Plan:
       hbm_bytes: of a chip, what a program can have.
       peak_bytes: the compiler's, of HBM; params, optimizer, gradient and batch bytes are parts.
       host_bytes: kept in the host's memory by the program.
-      time_s: by bound, and `estimate`, the static estimate of a step.
+      time_s: by bound; `estimate`, the static estimate of a step with communication hidden; and
+        `exposed`, the time of collectives that the compiled schedule doesn't overlap.
       flags: libtpu's, as given to the compiler.
       checkpoint_bytes: the whole state, over all chips.
       versions: of jax and libtpu.
@@ -85,6 +86,11 @@ class Plan:
     def tokens_per_s_per_chip(self) -> float:
         """By the estimated time."""
         return self.tokens_per_step / self.num_chips / self.time_s["estimate"]
+
+    @property
+    def pessimistic_s(self) -> float:
+        """The estimate with nothing hidden that the schedule doesn't hide."""
+        return self.time_s["estimate"] + self.time_s["exposed"]
 
     @property
     def mfu(self) -> float:

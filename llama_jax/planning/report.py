@@ -122,6 +122,7 @@ def _collectives(uses: Sequence[CollectiveUse]) -> str:
 def _time(plan: Plan) -> str:
     rows = [[_BOUND_NAMES[name], seconds(plan.time_s[name])] for name in BOUNDS]
     rows.append(["estimate", seconds(plan.time_s["estimate"])])
+    rows.append(["  with collectives not overlapped", seconds(plan.pessimistic_s)])
     rows.append(["tokens a second a chip", f"{plan.tokens_per_s_per_chip:.0f}"])
     rows.append(["MFU", f"{plan.mfu:.1%}"])
     return f"Time a step, by bound\n{table(rows, 'lr')}\n  {error_seen()}"

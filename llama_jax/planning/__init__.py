@@ -1,1 +1,1 @@
-"""Plans: a run compiled for chips that are not there; what it takes, what bounds it, what it costs."""
+"""Plans: a run compiled for chips that aren't there; what it takes, what bounds it, its costs."""

@@ -1,0 +1,97 @@
+"""A plan with round figures, and a planner that makes plans by formula. No tests here."""
+
+import dataclasses
+
+from llama_jax.config.hardware import find_slice
+from llama_jax.planning.analytic import memory_model, sizes_of, time_model
+from llama_jax.planning.compiling import OutOfMemoryError
+from llama_jax.planning.plan import CollectiveUse, Plan
+
+GIB = 2**30
+REPORT = """Memory Space: default (color=0)
+Total bytes: 21474836480 (20.00GiB)
+  cumulative_size;       size;       offset; used_by_n_values; shapes_list
+  ------------------------------------------------------------
+    4.00GiB( 20%);    4.00GiB;    115933184;                2; bf16[32,8192,4096], f32[8]
+    4.50GiB( 22%);  512.00MiB;     80822272;                1; f32[1024,128256]
+"""
+
+PLAN = Plan(
+    run="made-up",
+    topology="v5e:4x4",
+    slice_name="v5e-16",
+    num_slices=1,
+    num_chips=16,
+    devices_per_chip=1,
+    mesh={"data": 1, "fsdp": 16, "context": 1, "tensor": 1},
+    settings={"batch_size": 16, "seq_len": 1000, "microbatches": 1, "remat": "full"},
+    tokens_per_step=16_000,
+    hbm_bytes=16 * GIB,
+    peak_bytes=12 * GIB,
+    argument_bytes=6 * GIB,
+    temp_bytes=6 * GIB,
+    code_bytes=0,
+    host_bytes=0,
+    params_bytes=2 * GIB,
+    optimizer_bytes=4 * GIB,
+    gradient_bytes=2 * GIB,
+    batch_bytes=0,
+    model_flops=197e12,
+    executed_flops=220e12,
+    hbm_traffic_bytes=1e12,
+    collectives=(
+        CollectiveUse("all-gather", "fsdp", 64, 15_000_000_000, True),
+        CollectiveUse("all-gather", "fsdp", 2, 1_000_000_000, False),
+        CollectiveUse("all-reduce", "fsdp", 32, 7_000_000_000, False),
+    ),
+    kernel_calls={"splash": 96},
+    time_s={
+        "compute": 1.1,
+        "hbm": 1.2,
+        "ici": 0.3,
+        "dcn": 0.0,
+        "estimate": 2.0,
+        "exposed": 0.25,
+    },
+    peak_flops=197e12,
+    checkpoint_bytes=96_000_000_000,
+    compile_s=60.0,
+    flags={},
+    versions={"jax": "0", "libtpu": "0"},
+)
+
+
+@dataclasses.dataclass
+class FormulaPlanner:
+    """Stands for a `Planner`, but instead of compiling it believes the analytic model.
+
+    `factor` times what the model says is the peak; `planned` are the runs asked for.
+    """
+
+    slice_: object = find_slice("v5e-16")
+    num_slices: int = 1
+    factor: float = 1.0
+    planned: list = dataclasses.field(default_factory=list)
+
+    @property
+    def num_devices(self):
+        return self.slice_.num_devices * self.num_slices
+
+    def plan(self, config, name):
+        self.planned.append(config)
+        sizes = sizes_of(config, self.num_devices, self.num_slices)
+        memory, time = memory_model(config, sizes), time_model(config, sizes, self.slice_)
+        peak = round(self.factor * memory.peak_bytes)
+        limit = self.slice_.chip.device_usable_hbm_bytes
+        if peak > limit:
+            raise OutOfMemoryError(peak, limit, REPORT)
+        times = {**dataclasses.asdict(time), "estimate": time.estimate, "exposed": 0.0}
+        return dataclasses.replace(
+            PLAN,
+            run=name,
+            slice_name=self.slice_.name,
+            peak_bytes=peak,
+            hbm_bytes=limit,
+            time_s=times,
+            tokens_per_step=config.data.batch_size * config.data.seq_len,
+        )

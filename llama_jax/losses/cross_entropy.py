@@ -6,6 +6,10 @@ while the chunk's logits are there, so the largest matmul of a small model is ne
 Owns the loss, its z term and its gradient; what is a target is the data's business, and dividing
 by the number of targets is the step's.
 
+On a mesh the arrays' own layouts say who does what. Axes that split tokens and vocabulary alike are
+passed twice a chunk: its tokens are gathered over them, and the gradient of x is scattered back.
+The head's gradient is then complete where its columns are, and never whole on any device.
+
 Letters: B batch, T length, D model width, V vocabulary; C tokens of a chunk, M chunks, n tokens.
 """
 
@@ -25,6 +29,19 @@ class _Layout(NamedTuple):
 
     token_axes: tuple[str, ...] = ()
     vocab_axes: tuple[str, ...] = ()
+
+    @property
+    def shared_axes(self) -> tuple[str, ...]:
+        """Those that split both: each device there has other tokens and other columns."""
+        return tuple(axis for axis in self.vocab_axes if axis in self.token_axes)
+
+    @property
+    def other_token_axes(self) -> tuple[str, ...]:
+        return tuple(axis for axis in self.token_axes if axis not in self.vocab_axes)
+
+    @property
+    def other_vocab_axes(self) -> tuple[str, ...]:
+        return tuple(axis for axis in self.vocab_axes if axis not in self.token_axes)
 
 
 class _Totals(NamedTuple):
@@ -61,7 +78,8 @@ def chunked_cross_entropy(
     Args:
       x_BTD: what the head is applied to; float32 or bfloat16. Matmuls take operands as they come
         and give float32.
-      head_DV: the head, in any float dtype; under a mesh it may be split over V, not over D.
+      head_DV: the head, in any float dtype; under a mesh it may be split over V, not over D, and
+        over V also by axes that split the tokens.
       targets_BT: ids in [0, V).
       weights_BT: float32.
       z_loss: the z term's coefficient.
@@ -163,7 +181,7 @@ def _local(
     )
     # A replicated head's gradient is the sum over the devices that hold other tokens; a head
     # gathered for use is scattered again by the transpose of that gather.
-    return totals, _Gradients(dx_BTD, _psum(dhead_VD, layout.token_axes).T, dweights_BT)
+    return totals, _Gradients(dx_BTD, _psum(dhead_VD, layout.other_token_axes).T, dweights_BT)
 
 
 def _accumulate(
@@ -186,7 +204,7 @@ def _accumulate(
     dhead_VD = None
     if with_gradients:
         dhead_VD = jnp.zeros(head_DV.shape[::-1], jnp.float32)
-        dhead_VD = _varying(dhead_VD, layout.token_axes + layout.vocab_axes)
+        dhead_VD = _varying(dhead_VD, layout.token_axes + layout.other_vocab_axes)
     (totals, dhead_VD), per_token = jax.lax.scan(body, (_Totals(*[zero] * 4), dhead_VD), chunks)
     return totals, dhead_VD, per_token
 
@@ -202,6 +220,8 @@ def _chunk(
     with_gradients: bool,
 ) -> tuple[_Totals, jax.Array | None, tuple[jax.Array, jax.Array] | None]:
     """One chunk's totals, head gradient [V, D] and per-token gradients ([C, D] and [C])."""
+    own_targets_C, own_weights_C = targets_C, weights_C
+    x_CD, targets_C, weights_C = (_gather(y, layout) for y in (x_CD, targets_C, weights_C))
     # Asking the matmul for float32 keeps the sum over D, and so the loss, out of bfloat16.
     logits_CV = jnp.einsum("CD,DV->CV", x_CD, head_DV, preferred_element_type=jnp.float32)
     max_C = _pmax(logits_CV.max(axis=1), layout.vocab_axes)
@@ -211,12 +231,16 @@ def _chunk(
     hit_CV = _one_hot(targets_C, logits_CV.shape[1], layout)
     target_C = _psum(jnp.where(hit_CV, logits_CV, 0.0).sum(axis=1), layout.vocab_axes)
 
-    cross_entropy_C, z_C = log_z_C - target_C, z_loss * log_z_C**2
+    count = own_targets_C.shape[0]
+    own_log_z_C, own_target_C, own_max_C = (
+        _own(y, count, layout) for y in (log_z_C, target_C, max_C)
+    )
+    cross_entropy_C, z_C = own_log_z_C - own_target_C, z_loss * own_log_z_C**2
     totals = _Totals(
-        cross_entropy=_weighted(weights_C, cross_entropy_C),
-        z_loss=_weighted(weights_C, z_C),
-        tokens=weights_C.sum(),
-        correct=_weighted(weights_C, (target_C >= max_C).astype(jnp.float32)),
+        cross_entropy=_weighted(own_weights_C, cross_entropy_C),
+        z_loss=_weighted(own_weights_C, z_C),
+        tokens=own_weights_C.sum(),
+        correct=_weighted(own_weights_C, (own_target_C >= own_max_C).astype(jnp.float32)),
     )
     if not with_gradients:
         return totals, None, None
@@ -229,8 +253,31 @@ def _chunk(
     # Made as [V, D]: XLA's CPU backend takes 1.7 times as long for [D, V], and a tied head wants
     # its gradient so anyway.
     dhead_VD = jnp.einsum("CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
-    dx_CD = _psum(dx_CD, layout.vocab_axes).astype(x_CD.dtype)
+    # Sent in x's dtype, which is what it ends in: half the bytes.
+    dx_CD = _scatter(dx_CD.astype(x_CD.dtype), layout)
     return totals, dhead_VD, (dx_CD, cross_entropy_C + z_C)
+
+
+def _gather(array_C: jax.Array, layout: _Layout) -> jax.Array:
+    """The chunk's rows of all devices that have other columns of the vocabulary."""
+    axes = layout.shared_axes
+    return jax.lax.all_gather(array_C, axes, axis=0, tiled=True) if axes else array_C
+
+
+def _scatter(array_CD: jax.Array, layout: _Layout) -> jax.Array:
+    """Sums over the vocabulary's shards, of each device's own rows."""
+    axes = layout.shared_axes
+    if axes:
+        array_CD = jax.lax.psum_scatter(array_CD, axes, scatter_dimension=0, tiled=True)
+    return _psum(array_CD, layout.other_vocab_axes)
+
+
+def _own(array_C: jax.Array, count: int, layout: _Layout) -> jax.Array:
+    """This device's rows of gathered ones."""
+    if not layout.shared_axes:
+        return array_C
+    start = jax.lax.axis_index(layout.shared_axes) * count
+    return jax.lax.dynamic_slice_in_dim(array_C, start, count)
 
 
 def _weighted(weights_C: jax.Array, values_C: jax.Array) -> jax.Array:

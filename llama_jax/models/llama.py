@@ -17,6 +17,7 @@ from llama_jax.config.model import ModelConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.models.attention import Attention
 from llama_jax.models.cache import KVCache, LayerCache, NewTokens, put_segments
+from llama_jax.models.embedding import look_up
 from llama_jax.models.mlp import MLP
 from llama_jax.models.norm import RMSNorm
 from llama_jax.models.params import weight
@@ -26,11 +27,9 @@ from llama_jax.models.split_matrix import SplitMatrix
 from llama_jax.sharding.rules import (
     Dims,
     at_use,
+    axis_size,
     lay_out,
-    on_shards,
     out_spec,
-    shard_index,
-    sum_shards,
 )
 from llama_jax.sharding.zigzag import from_zigzag, to_zigzag
 
@@ -101,7 +100,7 @@ class Llama(nnx.Module):
             (tokens_BT, positions_BT, segment_ids_BT)
         )
         x_BTD = self.hidden(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
-        return self.logits(from_zigzag(x_BTD, ACT))
+        return self.logits(from_zigzag(lay_out(x_BTD, ACT), ACT))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32 [B, T, V] of what `hidden` or `extend` gave."""
@@ -123,7 +122,8 @@ class Llama(nnx.Module):
         """What the head reads: [B, T, D] after the final norm, in the compute dtype.
 
         Where the mesh splits rows over its context axis, arguments and result are in the order of
-        `sharding.zigzag.to_zigzag`: an objective puts its whole batch in it, once.
+        `sharding.zigzag.to_zigzag`: an objective puts its whole batch in it, once. The result lies
+        as the residual stream does, its length split over the tensor axis too.
 
         Args:
           tokens_BT: ids; rows may hold several documents.
@@ -145,7 +145,7 @@ class Llama(nnx.Module):
         )
         cos_BTR, sin_BTR = rotations(self.config.rope, self.config.head_dim, positions_BT)
         x_BTD = self._run_layers(self._embed(tokens_BT), cos_BTR, sin_BTR, segment_ids_BT)
-        return lay_out(self.final_norm(x_BTD), ACT)
+        return self.final_norm(x_BTD)
 
     def extend(
         self,
@@ -207,28 +207,36 @@ class Llama(nnx.Module):
             caches.append(kv)
         return x_BTD, tuple(kv.k for kv in caches), tuple(kv.v for kv in caches)
 
-    def head_DV(self) -> jax.Array:  # noqa: N802
-        """The output matrix in the compute dtype, gathered for use; the embedding's when tied."""
-        if self.config.tie_embeddings:
-            return self._embedding_VD().T
-        return at_use(self.lm_head[...].astype(self.execution.compute_dtype), VOCAB_OUT)
+    def head_DV(self, num_tokens: int | None = None) -> jax.Array:  # noqa: N802
+        """The output matrix in the compute dtype, gathered for use; the embedding's when tied.
 
-    def _embedding_VD(self) -> jax.Array:  # noqa: N802
-        return at_use(self.embedding[...].astype(self.execution.compute_dtype), VOCAB_IN)
+        Args:
+          num_tokens: of the whole batch, for a loss over all of them. On a small slice these are
+            few enough to be gathered instead: the matrix then is split over fsdp as well, by its
+            columns.
+        """
+        split = num_tokens is not None and self._tokens_are_less(num_tokens)
+        vocab = "loss_vocab" if split else "vocab"
+        dtype = self.execution.compute_dtype
+        if self.config.tie_embeddings:
+            return at_use(self.embedding[...].astype(dtype), (vocab, "embed")).T
+        return at_use(self.lm_head[...].astype(dtype), ("embed", vocab))
+
+    def _tokens_are_less(self, num_tokens: int) -> bool:
+        """Whether gathering the tokens of an fsdp group costs at most about what the head costs.
+
+        Both are [_, D] and move twice, the second time as gradients. Up to twice the head's bytes
+        are taken for what it saves: a float32 gradient of the whole head on each device.
+        """
+        groups = axis_size("batch") * axis_size("length") // axis_size("stored_embed")
+        columns = self.config.vocab_size // axis_size("vocab")
+        return num_tokens // groups <= 2 * columns
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         table = self.embedding[...]
         if isinstance(table, SplitMatrix):
             return table.rows(tokens_BT, TOKENS, ACT)
-
-        def local(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-            # Each shard of the vocabulary looks up the ids that it holds; the sum is the row.
-            index_BT = tokens_BT - shard_index("vocab") * table_VD.shape[0]
-            held_BT = (index_BT >= 0) & (index_BT < table_VD.shape[0])
-            x_BTD = table_VD[jnp.where(held_BT, index_BT, 0)]
-            return sum_shards(jnp.where(held_BT[..., None], x_BTD, 0), "vocab")
-
-        x_BTD = on_shards(local, (VOCAB_IN, TOKENS), ACT)(self._embedding_VD(), tokens_BT)
+        x_BTD = look_up(table, tokens_BT, self.execution.compute_dtype)
         return lay_out(x_BTD, RESIDUAL)
 
     def _run_layers(

@@ -28,7 +28,7 @@ class NextToken:
         )
         return chunked_cross_entropy(
             x_BTD,
-            model.head_DV(),
+            model.head_DV(batch["targets"].size),
             batch["targets"],
             batch["loss_mask"],
             z_loss=self.config.z_loss,

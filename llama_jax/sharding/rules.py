@@ -32,6 +32,9 @@ RULES: dict[str, Axes] = {
     "kv_heads": "tensor",
     "head_dim": None,
     "vocab": "tensor",
+    # The head's columns where the loss gathers tokens instead of the head.
+    "loss_vocab": ("tensor", "fsdp"),
+    "stored_embed": "fsdp",  # the columns of an embedding that is used as it is stored
     "layers": None,
     "norm": None,  # norm scales, biases of D: too small for gathering to pay
 }
@@ -40,7 +43,11 @@ STORED: dict[str, Axes] = {**RULES, "embed": "fsdp"}
 # Dims that lie as another one (None: replicated), not refused, when their axes don't divide them.
 # A model with 8 key-value heads on a 16-way tensor axis keeps whole heads on every device; a row
 # of one token, as when generating, keeps its residual on every device of the tensor axis.
-OTHERWISE: dict[str, str | None] = {"kv_heads": None, "residual_length": "length"}
+OTHERWISE: dict[str, str | None] = {
+    "kv_heads": None,
+    "residual_length": "length",
+    "loss_vocab": "vocab",
+}
 
 
 def current_mesh() -> AbstractMesh:
@@ -139,6 +146,25 @@ def max_shards(x: jax.Array, dim: str) -> jax.Array:
     """Inside `on_shards`: the maximum over the shards of a dim."""
     axes = RULES[dim]
     return x if axes is None or not _manual(axes) else jax.lax.pmax(x, axes)
+
+
+def gather_shards(x: jax.Array, dim: str, axis: int) -> jax.Array:
+    """Inside `on_shards`: the `x` of all shards of a dim, one after another along an axis."""
+    axes = RULES[dim]
+    if axes is None or not _manual(axes):
+        return x
+    return jax.lax.all_gather(x, axes, axis=axis, tiled=True)
+
+
+def exchange_shards(x: jax.Array, dim: str, *, split_axis: int, concat_axis: int) -> jax.Array:
+    """Inside `on_shards`: each shard of a dim gives the i-th part of its `x` to shard i.
+
+    What it gets stands one after another along `concat_axis`.
+    """
+    axes = RULES[dim]
+    if axes is None or not _manual(axes):
+        return x
+    return jax.lax.all_to_all(x, axes, split_axis, concat_axis, tiled=True)
 
 
 def pass_on(x: jax.Array, dim: str) -> jax.Array:

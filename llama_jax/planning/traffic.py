@@ -29,9 +29,14 @@ _FREE_TARGETS = {
     ),
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
-# A loop fusion computes only the elements that are asked of it, so that a slice of one of these is
-# a slice of its operand.
-_ELEMENTWISE = ("bitcast", "convert", "copy", "reshape", "transpose", "negate", "bitcast-convert")
+# How far the result of an operation of one operand is from it. A loop fusion computes only the
+# elements that are asked of it, so that a slice of any of these is a slice of the operand.
+_IDENTICAL, _REARRANGED, _CONVERTED = 0, 1, 2
+_DISTANCE = {
+    "bitcast": _IDENTICAL,
+    **dict.fromkeys(("copy", "reshape"), _REARRANGED),
+    **dict.fromkeys(("convert", "transpose", "negate", "bitcast-convert"), _CONVERTED),
+}
 
 
 class Traffic(NamedTuple):
@@ -99,12 +104,21 @@ class Counter:
         return tuple(self._writes(where, where.instructions[name]) for name in root.operands)
 
     def _reads(
-        self, where: Computation, users: dict[str, list[Instruction]], value: Instruction
+        self,
+        where: Computation,
+        users: dict[str, list[Instruction]],
+        value: Instruction,
+        distance: int = _IDENTICAL,
     ) -> int | None:
-        """Elements read of a value of a fused computation, at most all of it (None)."""
+        """Elements read of a value of a fused computation, at most all of it (None).
+
+        `distance` is how far the value is from the buffer that is asked about.
+        """
+        if value.name == where.root and distance > _IDENTICAL:
+            return None
         total = 0
         for user in users.get(value.name, ()):
-            elements = self._read_by(where, users, value, user)
+            elements = self._read_by(where, users, value, user, distance)
             if elements is None:
                 return None
             total += elements
@@ -117,47 +131,72 @@ class Counter:
         users: dict[str, list[Instruction]],
         value: Instruction,
         user: Instruction,
+        distance: int,
     ) -> int | None:
         opcode = user.opcode
         first = bool(user.operands) and user.operands[0] == value.name
-        if opcode == "tuple" or user.target in _FREE_TARGETS:
-            return 0
-        if opcode in KINDS and handed_on(where, user):
-            return 0  # an asynchronous collective counts where it starts
         if opcode in _SLICES and first:
             return leaves(user.shape)[0].elements
         if opcode == "dynamic-update-slice" and first:
-            return 0
-        if opcode in _ELEMENTWISE and user.name != where.root:
-            return self._reads(where, users, user)
-        if opcode == "fusion":
-            inner = self._use(user.called["calls"])
-            parts = [
-                part for name, part in zip(user.operands, inner.reads, strict=True)
-                if name == value.name
-            ]  # fmt: skip
-            known = [part for part in parts if part is not None]
-            return sum(known) if len(known) == len(parts) else None
-        return None
+            return 0 if distance <= _REARRANGED else None
+        if opcode == "tuple" or user.target in _FREE_TARGETS:
+            return 0 if distance == _IDENTICAL else None
+        if opcode in KINDS and handed_on(where, user):
+            return 0  # an asynchronous collective counts where it starts
+        further = self._distance(user)
+        if further is not None:
+            return self._reads(where, users, user, max(distance, further))
+        return self._read_inside(value, user) if opcode == "fusion" else None
+
+    def _read_inside(self, value: Instruction, user: Instruction) -> int | None:
+        total = 0
+        use = self._use(user.called["calls"])
+        for name, elements in zip(user.operands, use.reads, strict=True):
+            if name == value.name and elements is None:
+                return None
+            total += elements or 0 if name == value.name else 0
+        return total
+
+    def _distance(self, instruction: Instruction) -> int | None:
+        """How far a result is from its one operand; None where it is something else."""
+        if instruction.opcode != "fusion" or len(instruction.operands) != 1:
+            return _DISTANCE.get(instruction.opcode)
+        where = self._program.computations[instruction.called["calls"]]
+        value, distance = where.instructions[where.root], _IDENTICAL
+        while value.opcode != "parameter":
+            further = self._distance(value)
+            if further is None:
+                return None
+            value, distance = where.instructions[value.operands[0]], max(distance, further)
+        return distance
 
     def _writes(self, where: Computation, value: Instruction) -> int | None:
         """Elements that a result of a fused computation writes."""
-        while value.opcode in _ELEMENTWISE and value.opcode != "transpose":
-            value = where.instructions[value.operands[0]]
-        if value.opcode == "parameter" or (value.opcode in KINDS and handed_on(where, value)):
-            return 0
-        if value.target in _FREE_TARGETS:
-            return 0
+        value, distance = self._source(where, value)
+        through = value.opcode == "parameter" or value.target in _FREE_TARGETS
+        through = through or (value.opcode in KINDS and handed_on(where, value))
+        if through:
+            return 0 if distance == _IDENTICAL else None
         if value.opcode == "dynamic-update-slice" and self._in_place(where, value):
             return leaves(where.instructions[value.operands[1]].shape)[0].elements
-        if value.opcode == "fusion":
+        if value.opcode == "fusion" and distance == _IDENTICAL:
             return self._use(value.called["calls"]).writes[0]
         return None
 
+    def _source(self, where: Computation, value: Instruction) -> tuple[Instruction, int]:
+        """Where a value comes from, through what only rearranges it."""
+        distance = _IDENTICAL
+        further = self._distance(value)
+        while further is not None and further <= _REARRANGED:
+            value, distance = where.instructions[value.operands[0]], max(distance, further)
+            further = self._distance(value)
+        return value, distance
+
     def _in_place(self, where: Computation, update: Instruction) -> bool:
-        target = where.instructions[update.operands[0]]
-        while target.opcode in _ELEMENTWISE or target.opcode == "dynamic-update-slice":
-            target = where.instructions[target.operands[0]]
+        """Whether an update's target is a buffer that the computation is given."""
+        target, _ = self._source(where, where.instructions[update.operands[0]])
+        while target.opcode == "dynamic-update-slice":
+            target, _ = self._source(where, where.instructions[target.operands[0]])
         return target.opcode == "parameter"
 
 

@@ -16,12 +16,14 @@ ONE = Layout({"x": 1})
 
 
 @functools.cache
-def devices(topology):
-    """The devices of a slice that isn't there."""
+def devices(topology, num_slices=1):
+    """The devices of slices that aren't there."""
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    options = {"num_slices": num_slices} if num_slices > 1 else {}
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    return described.devices
 
 
 def on_one(*shape, dtype=jnp.bfloat16, topology="v5e:2x2", memory_kind="device"):

@@ -57,7 +57,8 @@ class Planner:
     def flags(self, config: RunConfig) -> dict[str, str]:
         """The compiler's flags, as `train` sets them: the user's environment wins here too."""
         wanted = flags_for(self.slice_.chip, self.num_devices, config.compiler.flags)
-        return apply_flags(wanted, {VARIABLE: os.environ.get(VARIABLE, "")}).set
+        added, _ = apply_flags(wanted, {VARIABLE: os.environ.get(VARIABLE, "")})
+        return added
 
     @property
     def num_devices(self) -> int:

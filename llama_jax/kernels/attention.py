@@ -16,6 +16,7 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.kernels.blockwise import SHORT_BLOCK, blockwise_attention
 from llama_jax.kernels.reference import reference_attention
 from llama_jax.kernels.ring import BLOCKWISE_PARTS, Parts, ring_attention
+from llama_jax.kernels.ring_splash import splash_parts
 from llama_jax.kernels.splash import splash_attention
 from llama_jax.sharding.rules import axis_size, current_mesh, on_shards
 from llama_jax.sharding.zigzag import in_natural_order, local_places
@@ -29,7 +30,10 @@ BACKENDS: dict[str, Backend] = {
     "splash": splash_attention,
 }
 # What attends to one shard's keys in the ring form.
-RING_PARTS: dict[str, Parts] = {"blockwise": BLOCKWISE_PARTS}
+RING_PARTS: dict[str, Callable[..., Parts]] = {
+    "blockwise": lambda: BLOCKWISE_PARTS,
+    "splash": splash_parts,
+}
 # Where a backend runs; those that aren't named here run everywhere.
 PLATFORMS: dict[str, str] = {"splash": "tpu"}
 # A shorter row is less than two blocks: blocks would have nothing to skip. From here on the
@@ -124,7 +128,7 @@ def attention(
                 v_BSKH,
                 q_segment_ids_BT=q_segment_ids_BT,
                 kv_segment_ids_BS=kv_segment_ids_BS,
-                parts=RING_PARTS[name],
+                parts=RING_PARTS[name](**options),
             )
         # Gathered over context, keys come in the order in which its shards hold them.
         ways = axis_size("length")

@@ -62,7 +62,9 @@ def ring_attention(
     """
     ids = varying_like(q_segment_ids_BT, q_BTNH), varying_like(kv_segment_ids_BS, q_BTNH)
     k_BSKH, v_BSKH = (varying_like(x, q_BTNH) for x in (k_BSKH, v_BSKH))
-    return _ring(parts, q_BTNH, k_BSKH, v_BSKH, *ids)
+    out_BTNH: jax.Array = _ring(parts, q_BTNH, k_BSKH, v_BSKH, *ids)
+    # To the TPU kernel padding is a segment like others.
+    return jnp.where((q_segment_ids_BT != 0)[..., None, None], out_BTNH, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

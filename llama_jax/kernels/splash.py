@@ -44,23 +44,37 @@ def splash_attention(
     to_q, to_kv = max(blocks.q, blocks.q_back), max(blocks.kv, blocks.kv_back)
     # The kernel doesn't scale; in float32, so that the rounding to q's dtype is the only one.
     q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
-    q_BKGTH = _pad(q_BTNH, to_q).reshape(-1, _up(T, to_q), K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKSH, v_BKSH = (_pad(x, to_kv).transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
-    ids = kernel.SegmentIds(_pad(q_segment_ids_BT, to_q), _pad(kv_segment_ids_BS, to_kv))
+    q_BKGTH = (
+        pad_to(q_BTNH, to_q).reshape(-1, round_up(T, to_q), K, N // K, H).transpose(0, 2, 3, 1, 4)
+    )
+    k_BKSH, v_BKSH = (pad_to(x, to_kv).transpose(0, 2, 1, 3) for x in (k_BSKH, v_BSKH))
+    ids = kernel.SegmentIds(pad_to(q_segment_ids_BT, to_q), pad_to(kv_segment_ids_BS, to_kv))
     order_T = np.arange(T, dtype=np.int32) if q_order_BT is None else q_order_BT[0]
-    attend = _kernel(order_T, _up(T, to_q), _up(S, to_kv), blocks, interpret=interpret)
+    attend = make_kernel(
+        order_T, round_up(T, to_q), round_up(S, to_kv), blocks, interpret=interpret
+    )
     over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))
     out_BKGTH: jax.Array = jax.vmap(over_heads)(q_BKGTH, k_BKSH, v_BKSH, ids)  # pyright: ignore
-    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(-1, _up(T, to_q), N, H)[:, :T]
+    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(-1, round_up(T, to_q), N, H)[:, :T]
     # To the kernel segment 0 is a segment like others: its queries see its keys, and only those.
     # Emptied here, what comes back through them is 0 as well.
     return jnp.where((q_segment_ids_BT != 0)[..., None, None], out_BTNH, 0)
 
 
-def _kernel(
-    order_T: jax.Array | np.ndarray, T: int, S: int, blocks: Blocks, *, interpret: bool
+def make_kernel(
+    order_T: jax.Array | np.ndarray,
+    T: int,
+    S: int,
+    blocks: Blocks,
+    *,
+    interpret: bool,
+    save_residuals: bool = False,
 ) -> kernel.SplashAttentionKernel:
-    """The kernel of one key-value head for T queries and S keys, both padded."""
+    """The kernel of one key-value head for T queries and S keys, both padded.
+
+    Args:
+      save_residuals: give the log-sum-exp as well, without a gradient rule.
+    """
     sizes = kernel.BlockSizes(
         block_q=blocks.q,
         block_kv=blocks.kv,
@@ -84,7 +98,7 @@ def _kernel(
         dkv,
         block_sizes=sizes,
         is_mqa=True,
-        save_residuals=False,
+        save_residuals=save_residuals,
         mask_value=kernel.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
         residual_checkpoint_name=SAVED_NAME,
@@ -135,10 +149,11 @@ def _smallest(count: int) -> type[np.signedinteger]:
     return np.int8 if count < 2**7 else np.int16 if count < 2**15 else np.int32
 
 
-def _up(length: int, block: int) -> int:
+def round_up(length: int, block: int) -> int:
+    """The least multiple of the block from `length` on."""
     return -(-length // block) * block
 
 
-def _pad(x: jax.Array, block: int) -> jax.Array:
+def pad_to(x: jax.Array, block: int) -> jax.Array:
     """Zeros added to dim 1 up to a multiple of the block: of segment 0 where they are ids."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block)] + [(0, 0)] * (x.ndim - 2))

@@ -23,22 +23,30 @@ def shipped_configs() -> Path:
 
 
 def find_config(name: str, folder: str) -> Path:
-    """The file that `name` means: a path, or a file's stem anywhere under `configs/<folder>`.
+    """The file that `name` means: a path, or a shipped one, with or without its folder.
+
+    `bench/llama3.1-8b-v5e-16` and `llama3.1-8b-v5e-16` are the same file under `configs/<folder>`
+    where no other folder there holds one of that name.
 
     Raises:
-      ConfigError: neither, with the nearest shipped name.
+      ConfigError: neither, with the nearest shipped name; or more than one.
     """
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
         if path.is_file():
             return path
         raise ConfigError("no such file", source=name)
-    shipped = {file.stem: file for file in sorted((shipped_configs() / folder).rglob("*.toml"))}
-    if name not in shipped:
-        raise ConfigError(
-            f"no such file or shipped config{nearest(name, list(shipped))}", source=name
-        )
-    return shipped[name]
+    root = shipped_configs() / folder
+    shipped = {
+        file.relative_to(root).with_suffix("").as_posix(): file for file in root.rglob("*.toml")
+    }
+    found = sorted(known for known in shipped if name in (known, known.rpartition("/")[2]))
+    if len(found) > 1:
+        raise ConfigError(f"more than one shipped config: {' or '.join(found)}", source=name)
+    if not found:
+        stems = sorted({known.rpartition("/")[2] for known in shipped})
+        raise ConfigError(f"no such file or shipped config{nearest(name, stems)}", source=name)
+    return shipped[found[0]]
 
 
 def load_model_config(name: str) -> ModelConfig:

@@ -31,7 +31,7 @@ def run_file(tmp_path):
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.stem)
 def test_every_shipped_run_loads_by_path_and_by_name(path):
-    assert load_run_config(str(path)) == load_run_config(path.stem)
+    assert load_run_config(str(path)) == load_run_config(f"{path.parent.name}/{path.stem}")
 
 
 def test_runs_are_shipped():
@@ -136,3 +136,10 @@ def test_contradictions_are_refused_with_the_field_named(run_file, override, exp
         load_run_config(str(run_file), [override])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_in_two_folders_needs_its_folder():
+    with pytest.raises(ConfigError, match=r"bench/llama3\.1-8b-v5e-16 or pretrain/llama3"):
+        find_config("llama3.1-8b-v5e-16", "runs")
+    assert find_config("bench/llama3.1-8b-v5e-16", "runs").parent.name == "bench"
+    assert find_config("tiny", "runs") == find_config("debug/tiny", "runs")

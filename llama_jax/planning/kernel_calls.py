@@ -21,6 +21,7 @@ _COST = re.compile(r'"cost_estimate":\{"flops":"?(\d+)')
 _LAYOUT = re.compile(r"\"([qkv])_layout\\?\": (\d)")
 _FUSED = re.compile(r"use_fused_bwd_kernel\\?\": (true|false)")
 _SEQUENCE_MINOR = "2"
+_FLOATS = ("bf16", "f16", "f32", "f8e4m3fn", "f8e5m2")
 
 
 class Kernel(NamedTuple):
@@ -55,15 +56,25 @@ def _name(instruction: Instruction) -> str:
 def _attention_flops(
     where: Computation, instruction: Instruction, name: str, causal: bool
 ) -> int | None:
+    # Masks and segment ids are integers: the first arrays of floats are queries, keys, values.
     given = [leaves(where.instructions[each].shape)[0] for each in instruction.operands]
-    floats = [leaf for leaf in given if leaf.dtype in ("bf16", "f32", "f16") and len(leaf.dims) > 2]
+    floats = [leaf for leaf in given if leaf.dtype in _FLOATS and len(leaf.dims) > 1]
     if len(floats) < 3:
         return None
-    queries, keys = floats[0], floats[1]
-    keys_minor = dict(_LAYOUT.findall(instruction.attributes)).get("k") == _SEQUENCE_MINOR
-    length = keys.dims[-1] if keys_minor else keys.dims[-2]
+    queries, keys, values = floats[:3]
+    minor = dict(_LAYOUT.findall(instruction.attributes))
+    length, width = _split(keys, minor.get("k"))
+    if _split(values, minor.get("v"))[0] != length or _split(queries, minor.get("q"))[1] != width:
+        return None
     product = 2 * math.prod(queries.dims) * length
     return _products(name, instruction, queries) * product // (2 if causal else 1)
+
+
+def _split(array: Leaf, layout: str | None) -> tuple[int, int]:
+    """Length and head dim of queries, keys or values."""
+    if layout == _SEQUENCE_MINOR:
+        return array.dims[-1], array.dims[-2]
+    return array.dims[-2], array.dims[-1]
 
 
 def _products(name: str, instruction: Instruction, queries: Leaf) -> int:

@@ -86,6 +86,19 @@ def test_fewer_queries_than_keys_count_as_a_share_of_the_pairs():
     assert found.attention_flops == 2 * 2 * 2 * 8 * 512 * 2048 * 128 // 2
 
 
+def test_keys_of_one_head_have_two_dimensions():
+    text = CALL.format(name="splash_mqa_dkv", op="f", config="")
+    found = analysis(module(text.replace("2,8,2048,128]{3,2,1,0}", "2048,128]{1,0}")))
+    assert found.attention_flops == 4 * 2 * 2 * 8 * 512 * 2048 * 128 // 2
+
+
+def test_operands_that_are_no_queries_keys_and_values_are_not_guessed_at():
+    text = CALL.format(name="splash_mqa_dkv", op="f", config="").replace(
+        "(%q, %k, %k)", "(%k, %q, %k)"
+    )
+    assert analysis(module(text)).uncounted_kernels == {"splash_mqa_dkv": 1}
+
+
 def test_a_call_without_a_name_of_its_own_has_its_paths():
     assert called("custom-call.3", op="flash_attention").kernel_calls == {"flash_attention": 1}
 

@@ -199,7 +199,9 @@ def _pieces(values: Iterable[_Value], namer: Namer) -> list[Buffer]:
 def _piece(sharing: list[_Value], namer: Namer) -> Buffer:
     size = max(value.size for value in sharing)
     largest = [value for value in sharing if value.size == size]
-    named = [(namer.category(value.name, value.shape), value) for value in largest]
+    named: list[tuple[Category, _Value]] = [
+        (namer.category(value.name, value.shape), value) for value in largest
+    ]
     category, value = next((each for each in named if each[0] != "temporaries"), named[0])
     return Buffer(namer.title(value.name), value.shape, size, category)
 

@@ -24,8 +24,8 @@ Category = Literal[
     "unused",
 ]
 
-# The compiler's own moves between memories have no path: what they move has.
-_COPIES = ("copy", "copy-start", "copy-done", "get-tuple-element", "bitcast")
+# The compiler's own moves and conversions have no path: what they are of has.
+_COPIES = ("copy", "copy-start", "copy-done", "get-tuple-element", "bitcast", "convert")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -65,7 +65,7 @@ class Namer:
         found = leaves(shape)
         if path.startswith("args[") and self._made[name].opcode == "parameter":
             return _argument(path)
-        if len(found) != 1 or len(found[0].dims) < 2:
+        if shape.startswith("(") or not found or len(found[0].dims) < 2:
             return "temporaries"
         leaf = found[0]
         if name in self._gathers or self._is_copy_of_weights(leaf):

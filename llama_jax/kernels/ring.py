@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.kernels.blockwise import partial_attention, partial_attention_gradients
+from llama_jax.kernels.reference import MASKED
 from llama_jax.sharding.rules import axis_size, pass_on, shard_index, varying_like
 
 
@@ -98,13 +99,13 @@ def _forward(
         following = others.pass_on()
         return (following, *_merge(out, log_total, *meet(round_, others))), None
 
-    ways = axis_size("length")
-    own = _Travelling(k_BSKH, v_BSKH, kv_ids_BS)
-    first = own.pass_on()
-    out, log_total = meet(0, own)
-    carry = (first, out.astype(jnp.float32), log_total)
-    (last, out, log_total), _ = jax.lax.scan(step, carry, jnp.arange(1, ways - 1))
-    out, log_total = _merge(out, log_total, *meet(ways - 1, last))
+    last = axis_size("length") - 1
+    out = varying_like(jnp.zeros(q_BTNH.shape, jnp.float32), q_BTNH)
+    log_total = varying_like(jnp.full(q_BTNH.shape[:3], MASKED, jnp.float32), q_BTNH)
+    start = (_Travelling(k_BSKH, v_BSKH, kv_ids_BS), out, log_total)
+    # The last keys met are sent no further.
+    (others, out, log_total), _ = jax.lax.scan(step, start, jnp.arange(last))
+    out, log_total = _merge(out, log_total, *meet(last, others))
     # Named, so that a remat policy which keeps attention keeps all that its backward pass needs.
     out_BTNH = checkpoint_name(out.astype(q_BTNH.dtype), "attention")
     log_total_BTN = checkpoint_name(log_total, "attention")

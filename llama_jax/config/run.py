@@ -42,7 +42,9 @@ class ExecutionConfig:
     param_dtype: DType = "float32"
     compute_dtype: DType = "bfloat16"
     # `auto` takes the best one for the device and length; see llama_jax.kernels.
-    attention: Literal["auto", "reference", "blockwise", "splash"] = "auto"
+    attention: Literal["auto", "reference", "blockwise", "splash", "cudnn"] = "auto"
+    # Before the first step, compare the backend with `reference` on one packed batch.
+    check_attention: bool = True
     # With mesh.context > 1, how queries meet the keys that other devices hold: all are gathered in
     # each layer, or they go round from device to device, which holds one device's at a time.
     context_attention: Literal["gather", "ring"] = "gather"
@@ -194,6 +196,10 @@ class AdamWConfig:
     b2: Annotated[float, Fraction] = 0.95
     eps: Annotated[float, Positive] = 1e-8
     weight_decay: Annotated[float, NotNegative] = 0.1
+    # How the moments are stored; bfloat16 rounds stochastically and halves them.
+    moments: DType = "float32"
+    # Keep the matrices' moments in the host's memory, streamed through the update layer by layer.
+    offload_moments: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -240,6 +246,9 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+OptimizerConfig = AdamWConfig | AdafactorConfig | LionConfig | MuonConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +362,7 @@ class RunConfig:
     training: TrainingConfig
     schedule: ScheduleConfig
     tokenizer: ByteTokenizer | TokenizerFile | TrainedTokenizer
-    optimizer: AdamWConfig | AdafactorConfig | LionConfig | MuonConfig = AdamWConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
     objective: NextTokenConfig = NextTokenConfig()
     execution: ExecutionConfig = ExecutionConfig()
     mesh: MeshConfig = MeshConfig()

@@ -6,14 +6,22 @@ T sequence length.
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.run import DType, ExecutionConfig
+from llama_jax.config.run import AdamWConfig, DType, ExecutionConfig, OptimizerConfig
 from llama_jax.models.init import Path
 from llama_jax.models.llama import Llama
+
+
+class OptimizerBytes(NamedTuple):
+    """Bytes of moments over all devices, and over all their hosts."""
+
+    device: int
+    host: int
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,26 +70,35 @@ def param_bytes(config: ModelConfig, dtype: DType) -> int:
     return param_count(config) * jnp.dtype(dtype).itemsize
 
 
-def optimizer_bytes(config: ModelConfig, kind: str, dtype: DType) -> int:
-    """Bytes of an optimizer's moments, which have the shapes and dtype of the parameters.
+def optimizer_bytes(config: ModelConfig, optimizer: OptimizerConfig) -> OptimizerBytes:
+    """Bytes of an optimizer's moments, which have the shapes of the parameters, over all devices.
 
-    AdamW keeps two, Lion one, Muon one for the layers' matrices and Adam's two for the rest.
-    Adafactor's rows and columns are counted as nothing: they are under a hundredth.
+    AdamW keeps two, Lion one, Muon one for the layers' matrices and Adam's two for the rest, all
+    float32 but AdamW's `moments`. Adafactor's rows and columns are counted as nothing: they are
+    under a hundredth. AdamW may keep those of matrices and embeddings in the hosts' memory.
     """
     total, matrices = param_count(config), _layer_matrix_params(config)
-    kept = {
-        "adamw": 2 * total,
-        "lion": total,
-        "muon": 2 * total - matrices,
-        "adafactor": 0,
-    }
-    return kept[kind] * jnp.dtype(dtype).itemsize
+    if isinstance(optimizer, AdamWConfig):
+        two = 2 * jnp.dtype(optimizer.moments).itemsize
+        on_hosts = _host_params(config) if optimizer.offload_moments else 0
+        return OptimizerBytes(two * (total - on_hosts), two * on_hosts)
+    kept = {"lion": total, "muon": 2 * total - matrices, "adafactor": 0}
+    return OptimizerBytes(4 * kept[optimizer.kind], 0)
 
 
 def cache_bytes(config: ModelConfig, batch_size: int, cache_len: int, dtype: DType) -> int:
     """Bytes of the key-value cache: 2 L K H for each place of each sequence."""
     per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     return per_token * batch_size * cache_len * jnp.dtype(dtype).itemsize
+
+
+def _host_params(config: ModelConfig) -> int:
+    small = ("norm", "bias")
+    return sum(
+        math.prod(shape)
+        for path, shape in param_shapes(config).items()
+        if not any(name.endswith(small) for name in path)
+    )
 
 
 def _layer_matrix_params(config: ModelConfig) -> int:

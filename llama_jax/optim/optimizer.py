@@ -2,8 +2,8 @@
 
 Every chain is: scale the gradient, add decayed weights, multiply by the schedule's rate; so decay
 is in units of the learning rate (AdamW's decoupled decay) for all kinds. Clipping and skipping
-belong to the step, which must see the norm first. Moments are float32 whatever the parameters are,
-and lie on the mesh as their parameters do.
+belong to the step, which must see the norm first. Moments are float32 whatever the parameters are
+(AdamW's also bfloat16, when asked for), and lie on the mesh as their parameters do.
 
 Letters: L layers, D model width, N query heads, H head dim, F MLP width.
 """
@@ -16,10 +16,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llama_jax.config.run import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig
+from llama_jax.config.run import (
+    AdafactorConfig,
+    AdamWConfig,
+    LionConfig,
+    MuonConfig,
+    OptimizerConfig,
+)
+from llama_jax.optim.adam import names_on, scale_by_adam
 from llama_jax.optim.schedule import Schedule
-
-OptimizerConfig = AdamWConfig | AdafactorConfig | LionConfig | MuonConfig
 
 # Muon's matrices by parameter name: dims that the layer sums over, dims that it makes. Counted
 # from the end, so that stacked layers [L, ...] are a batch of matrices.
@@ -37,8 +42,19 @@ _MUON_DIMS = {
 _MUON_RMS = 0.2
 
 
-def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """The optimizer that a run's `optimizer` table asks for; state and updates are float32."""
+def make_optimizer(
+    config: OptimizerConfig, schedule: Schedule, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that a run's `optimizer` table asks for; updates are float32.
+
+    Its update may be told `updated`, whether the caller will take what it gives; see
+    `llama_jax.optim.adam`.
+
+    Args:
+      seed: of the bits by which bfloat16 moments are rounded; without meaning for float32 ones.
+    """
+    if isinstance(config, AdamWConfig):
+        return _in_float32(_adamw(config, schedule, seed))
     return _in_float32(_MAKERS[type(config)](config, schedule))
 
 
@@ -49,7 +65,7 @@ def decay_mask(params: Any) -> Any:
     of dims: layers are stacked, so a norm's scales are [L, D].
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(name.endswith(("norm", "bias")) for name in _names(path)), params
+        lambda path, _: not any(name.endswith(("norm", "bias")) for name in names_on(path)), params
     )
 
 
@@ -73,10 +89,8 @@ def schedule_count(opt_state: Any) -> jax.Array:
     return next(node.count for node in nodes if _is_schedule(node))
 
 
-def _adamw(config: AdamWConfig, schedule: Schedule) -> optax.GradientTransformation:
-    return _with_decay(
-        optax.scale_by_adam(config.b1, config.b2, config.eps), config.weight_decay, schedule
-    )
+def _adamw(config: AdamWConfig, schedule: Schedule, seed: int) -> optax.GradientTransformation:
+    return _with_decay(scale_by_adam(config, seed), config.weight_decay, schedule)
 
 
 def _lion(config: LionConfig, schedule: Schedule) -> optax.GradientTransformation:
@@ -125,16 +139,17 @@ def _with_decay(
     )
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Bfloat16 parameters still get float32 moments: in bfloat16, b2 = 0.999 would round to 1."""
+    extra = optax.with_extra_args_support(inner)
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda array: array.astype(jnp.float32), tree)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return inner.update(cast(updates), state, cast(params))
+    def update(updates: Any, state: Any, params: Any = None, **more: Any) -> tuple[Any, Any]:
+        return extra.update(cast(updates), state, cast(params), **more)
 
-    return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(cast(params)), update)
 
 
 def _by_partitioner(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -175,11 +190,7 @@ def _scale_to_rms(updates: Any) -> Any:
 
 def _muon_name(path: tuple[Any, ...]) -> str:
     """The name on the path that is one of Muon's matrices; empty when none is."""
-    return next((name for name in _names(path) if name in _MUON_DIMS), "")
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+    return next((name for name in names_on(path) if name in _MUON_DIMS), "")
 
 
 def _is_schedule(node: Any) -> bool:
@@ -187,7 +198,6 @@ def _is_schedule(node: Any) -> bool:
 
 
 _MAKERS: dict[type, Callable[[Any, Schedule], optax.GradientTransformation]] = {
-    AdamWConfig: _adamw,
     AdafactorConfig: _adafactor,
     LionConfig: _lion,
     MuonConfig: _muon,

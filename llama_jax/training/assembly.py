@@ -52,7 +52,7 @@ def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
       ConfigError: the mesh doesn't divide a parameter or the batch.
     """
     schedule = make_schedule(config.schedule, config.training.steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, config.seed)
     objective = make_objective(config.objective, config.execution)
     graphdef, params = abstract_model(config.model, config.execution, mesh)
     # A key itself would be an array on the mesh's devices, which a described device can't hold.

@@ -46,16 +46,22 @@ def abstract_state(
     """`init_state` as shapes, dtypes and shardings, from abstract parameters; uses no memory."""
     sharding = _replicated(params)
 
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(leaf: jax.ShapeDtypeStruct, kind: str | None = None) -> jax.ShapeDtypeStruct:
         spec = leaf.sharding.spec if leaf.sharding is not None else PartitionSpec()
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=NamedSharding(sharding.mesh, spec)
-        )
+        layout = NamedSharding(sharding.mesh, spec, memory_kind=kind)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     with jax.set_mesh(sharding.mesh):
         opt_state = jax.eval_shape(optimizer.init, params)
+        # `eval_shape` forgets in which memory a leaf lies.
+        types = jax.make_jaxpr(optimizer.init)(params).out_avals
         rest = jax.eval_shape(lambda: {"key": key, **_counters()})
-    return TrainState(params=params, **jax.tree.map(place, {"opt_state": opt_state, **rest}))
+    kinds = jax.tree.unflatten(jax.tree.structure(opt_state), [_memory_kind(t) for t in types])
+    return TrainState(
+        params=params,
+        opt_state=jax.tree.map(place, opt_state, kinds),
+        **jax.tree.map(place, rest),
+    )
 
 
 def begin_stage(state: TrainState) -> TrainState:
@@ -84,6 +90,10 @@ def add_tokens(total: jax.Array, tokens: jax.Array) -> jax.Array:
     """`TrainState.target_tokens` after a batch of `tokens` more targets."""
     rest = total[1] + jnp.round(tokens).astype(jnp.int32)
     return jnp.stack([total[0] + rest // _MILLION, rest % _MILLION])
+
+
+def _memory_kind(type_: Any) -> str | None:
+    return "pinned_host" if type_.memory_space == jax.memory.Space.Host else None
 
 
 def _counters() -> dict[str, jax.Array]:

@@ -82,7 +82,8 @@ def make_train_step(
         updated = finite & (tokens > 0)
 
         rate = schedule(schedule_count(state.opt_state))
-        params, opt_state = _update(optimizer, state, _clip(grads, grad_norm, config.clip_norm))
+        clipped = _clip(grads, grad_norm, config.clip_norm)
+        params, opt_state = _update(optimizer, state, clipped, updated)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -191,9 +192,10 @@ def _sum_microbatches(
 
 
 def _update(
-    optimizer: optax.GradientTransformation, state: TrainState, grads: Any
+    optimizer: optax.GradientTransformation, state: TrainState, grads: Any, updated: jax.Array
 ) -> tuple[Any, Any]:
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    extra = optax.with_extra_args_support(optimizer)
+    updates, opt_state = extra.update(grads, state.opt_state, state.params, updated=updated)
     return optax.apply_updates(state.params, updates), opt_state
 
 
@@ -205,8 +207,13 @@ def _clip(grads: Any, norm: jax.Array, limit: float | None) -> Any:
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
-    # A select, not a branch: it fuses with the update and keeps the donated buffers in place.
-    return jax.tree.map(lambda *pair: jnp.where(condition, *pair), new, old)
+    # A select, not a branch: it fuses with the update and keeps the donated buffers in place. What
+    # lies in the host's memory was selected while it was streamed through the device.
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        on_host = jax.typeof(new).memory_space == jax.memory.Space.Host
+        return new if on_host else jnp.where(condition, new, old)
+
+    return jax.tree.map(select, new, old)
 
 
 def _float32(tree: Any) -> Any:

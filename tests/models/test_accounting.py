@@ -1,9 +1,12 @@
 """Formulas against published sizes and against numbers worked out by hand."""
 
+import dataclasses
+
 import pytest
 from tiny_models import CONFIG, TIED
 
 from llama_jax.config.files import load_model_config
+from llama_jax.config.run import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig
 from llama_jax.models import accounting
 
 
@@ -43,8 +46,14 @@ def test_cache_bytes_a_token_are_the_published_yardsticks(name, a_token):
 def test_bytes_of_parameters_and_moments():
     count = accounting.param_count(CONFIG)
     assert accounting.param_bytes(CONFIG, "bfloat16") == 2 * count
-    assert accounting.optimizer_bytes(CONFIG, "adamw", "float32") == 8 * count
-    assert accounting.optimizer_bytes(CONFIG, "lion", "float32") == 4 * count
+    assert accounting.optimizer_bytes(CONFIG, AdamWConfig()) == (8 * count, 0)
+    assert accounting.optimizer_bytes(CONFIG, LionConfig()) == (4 * count, 0)
+    assert accounting.optimizer_bytes(CONFIG, AdafactorConfig()) == (0, 0)
     # Muon keeps one moment for the layers' matrices, Adam's two for the rest.
     rest = 2 * 64 * 32 + 5 * 32
-    assert accounting.optimizer_bytes(CONFIG, "muon", "float32") == 4 * (count + rest)
+    assert accounting.optimizer_bytes(CONFIG, MuonConfig()) == (4 * (count + rest), 0)
+    low = AdamWConfig(moments="bfloat16")
+    assert accounting.optimizer_bytes(CONFIG, low) == (4 * count, 0)
+    # On the host goes all but five norms' scales of 32.
+    offloaded = dataclasses.replace(low, offload_moments=True)
+    assert accounting.optimizer_bytes(CONFIG, offloaded) == (4 * 5 * 32, 4 * (count - 5 * 32))

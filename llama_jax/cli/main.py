@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from llama_jax import __version__
@@ -63,9 +64,18 @@ def _run(verb: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        # Only a verb that may have several processes has loaded it.
+        peers = sys.modules.get("llama_jax.training.peers")
+        shown = error if peers is None else peers.explain(error)
         if parsed.debug:
+            if peers is not None:
+                traceback.print_exception(error)
+                peers.leave(1)
             raise
-        return _fail(_one_line(error), 2 if isinstance(error, ConfigError) else 1)
+        code = _fail(_one_line(shown), 2 if isinstance(error, ConfigError) else 1)
+        if peers is not None:
+            peers.leave(code)
+        return code
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 
 from llama_jax.config.loading import ConfigError
+from llama_jax.training.peers import dead_after_s, watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +46,19 @@ def join(processes: Processes, platform: str | None) -> None:
         # Only the CPU backend reads this; gloo is the one in every wheel.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
-            processes.coordinator, processes.num_processes, processes.process_id
+            processes.coordinator,
+            processes.num_processes,
+            processes.process_id,
+            heartbeat_timeout_seconds=dead_after_s(),
         )
     elif platform != "cpu":
         _join_detected()
+    watch()
 
 
 def _join_detected() -> None:
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=dead_after_s())
     except ValueError as error:
         # No cluster that JAX knows: the usual case, one process on one machine. Anything else is
         # a cluster that was found and is set up wrongly: training alone would hide it.

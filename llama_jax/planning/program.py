@@ -13,46 +13,10 @@ from llama_jax.planning.collectives import Collective, Layout, collective, merge
 from llama_jax.planning.flops import matmul_flops
 from llama_jax.planning.kernel_calls import kernel
 from llama_jax.planning.loops import trip_count
+from llama_jax.planning.program_cost import Cost, Part, part_of
 from llama_jax.planning.program_text import Computation, Instruction, Program, parse
 
-
-@dataclasses.dataclass
-class _Cost:
-    """Sums over what a computation runs."""
-
-    dot_flops: int = 0
-    attention_flops: int = 0
-    other_kernel_flops: int = 0
-    mxu_cycles: int = 0
-    unestimated_flops: int = 0  # of matrix products without an estimate of their cycles
-    mxu_bytes: int = 0
-    attention_bytes: int = 0
-    other_bytes: int = 0
-    host_bytes: int = 0
-    kernels: Counter[str] = dataclasses.field(default_factory=Counter)
-    uncounted: Counter[str] = dataclasses.field(default_factory=Counter)
-    collectives: list[Collective] = dataclasses.field(default_factory=list)
-
-    def add(self, other: "_Cost", times: int = 1) -> None:
-        for field in dataclasses.fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if isinstance(mine, int):
-                setattr(self, field.name, mine + times * theirs)
-            elif isinstance(mine, Counter):
-                mine.update({key: times * count for key, count in theirs.items()})
-        self.collectives += [each.times(times) for each in other.collectives]
-
-    def seconds(self, chip: Chip) -> float:
-        """What the parts take one after the other, to tell a conditional's branches apart."""
-        peak = chip.device_peak_flops() or 1.0
-        kernels = self.attention_flops / chip.pallas_attention_efficiency
-        moved = self.other_bytes / chip.device_hbm_bytes_per_s
-        return self.mxu_s(chip) + kernels / peak + moved
-
-    def mxu_s(self, chip: Chip) -> float:
-        """Matrix products: estimated cycles, and FLOPs at peak where there is no estimate."""
-        rest = self.unestimated_flops / (chip.device_peak_flops() or 1.0)
-        return self.mxu_cycles / chip.clock_hz + rest
+_PARTS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +36,7 @@ class Analysis:
       loops: trip count of each loop, by the loop's name.
       mxu_s: the compiler's estimate of the fusions that hold matrix products.
       memory_s: HBM bytes of all else but attention kernels, over the bandwidth.
+      parts: the instructions that take most of the estimate, the dearest first.
     """
 
     executed_flops: int
@@ -86,6 +51,7 @@ class Analysis:
     loops: dict[str, int]
     mxu_s: float
     memory_s: float
+    parts: tuple[Part, ...] = ()
 
 
 def analyze(text: str, chip: Chip, layout: Layout, *, causal: bool = True) -> Analysis:
@@ -116,6 +82,7 @@ def analyze(text: str, chip: Chip, layout: Layout, *, causal: bool = True) -> An
         loops=walk.loops,
         mxu_s=cost.mxu_s(chip),
         memory_s=cost.other_bytes / chip.device_hbm_bytes_per_s,
+        parts=walk.dearest(_PARTS),
     )
 
 
@@ -126,40 +93,61 @@ class _Walk:
         self.program, self.loops = program, dict[str, int]()
         self._chip, self._layout, self._causal = chip, layout, causal
         self._traffic = traffic.Counter(program)
-        self._costs: dict[str, _Cost] = {}
+        self._costs: dict[str, Cost] = {}
+        # Of each computation: what its own instructions do, and what it calls how often.
+        self._charges: dict[str, list[tuple[Instruction, Cost]]] = {}
+        self._calls: dict[str, Counter[str]] = {}
         self._fused: dict[str, int] = {}
 
-    def cost(self, name: str) -> _Cost:
+    def cost(self, name: str) -> Cost:
         """Everything that one run of a computation does."""
         if name not in self._costs:
-            cost, where = _Cost(), self.program.computations[name]
+            cost, where = Cost(), self.program.computations[name]
             for instruction in where.instructions.values():
                 self._run(cost, where, instruction)
             self._costs[name] = cost
         return self._costs[name]
 
-    def _run(self, cost: _Cost, where: Computation, instruction: Instruction) -> None:
+    def dearest(self, number: int) -> tuple[Part, ...]:
+        """The instructions that take longest over all their runs."""
+        runs = Counter({self.program.entry: 1})
+        # Callers are worked out after what they call, so that backwards each has its final count.
+        for name in reversed(self._costs):
+            for called, times in self._calls.get(name, {}).items():
+                runs[called] += times * runs[name]
+        parts = (
+            part_of(instruction, cost, runs[name], self._chip)
+            for name, charges in self._charges.items()
+            for instruction, cost in charges
+        )
+        return tuple(sorted(parts, key=lambda part: -part.seconds)[:number])
+
+    def _run(self, cost: Cost, where: Computation, instruction: Instruction) -> None:
         if instruction.opcode == "while":
-            self._loop(cost, where, instruction)
+            trips = trip_count(self.program, where, instruction)
+            self.loops[instruction.name] = trips
+            self._call(cost, where, instruction.called["body"], trips)
+            self._call(cost, where, instruction.called["condition"], trips + 1)
         elif instruction.opcode == "conditional":
-            branches = [self.cost(name) for name in instruction.listed]
-            cost.add(max(branches, key=lambda branch: branch.seconds(self._chip)))
+            branches = instruction.listed
+            dearest = max(branches, key=lambda name: self.cost(name).seconds(self._chip))
+            self._call(cost, where, dearest)
         elif instruction.opcode in ("call", "async-start"):
-            cost.add(self.cost(next(iter(instruction.called.values()))))
+            self._call(cost, where, next(iter(instruction.called.values())))
         elif instruction.opcode == "custom-call" and instruction.listed:
             for name in instruction.listed:
-                cost.add(self.cost(name))
+                self._call(cost, where, name)
         else:
             self._collect(cost, where, instruction)
-            self._charge(cost, where, instruction)
+            charge = self._charge(where, instruction)
+            cost.add(charge)
+            self._charges.setdefault(where.name, []).append((instruction, charge))
 
-    def _loop(self, cost: _Cost, where: Computation, instruction: Instruction) -> None:
-        trips = trip_count(self.program, where, instruction)
-        self.loops[instruction.name] = trips
-        cost.add(self.cost(instruction.called["body"]), trips)
-        cost.add(self.cost(instruction.called["condition"]), trips + 1)
+    def _call(self, cost: Cost, where: Computation, name: str, times: int = 1) -> None:
+        cost.add(self.cost(name), times)
+        self._calls.setdefault(where.name, Counter())[name] += times
 
-    def _collect(self, cost: _Cost, where: Computation, instruction: Instruction) -> None:
+    def _collect(self, cost: Cost, where: Computation, instruction: Instruction) -> None:
         """Collectives, also those inside a fusion."""
         found = collective(self.program, where, instruction, self._layout)
         if found is not None:
@@ -169,8 +157,9 @@ class _Walk:
             for each in inner.instructions.values():
                 self._collect(cost, inner, each)
 
-    def _charge(self, cost: _Cost, where: Computation, instruction: Instruction) -> None:
+    def _charge(self, where: Computation, instruction: Instruction) -> Cost:
         """FLOPs, cycles and bytes of one instruction."""
+        cost = Cost()
         moved = self._traffic.traffic(where, instruction)
         cost.host_bytes += moved.host
         found = kernel(where, instruction, causal=self._causal)
@@ -190,6 +179,7 @@ class _Walk:
         else:
             cost.other_kernel_flops += (found.flops or 0) if found is not None else 0
             cost.other_bytes += moved.hbm
+        return cost
 
     def _flops(self, where: Computation, instruction: Instruction) -> int:
         if instruction.opcode != "fusion":

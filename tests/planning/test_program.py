@@ -94,6 +94,19 @@ def test_an_unknown_number_of_cycles_is_the_products_flops_at_peak(product):
     assert analysis(unknown).mxu_s == pytest.approx(2 * 2048**3 / 197e12)
 
 
+def test_the_dearest_parts_are_the_loops_products_and_add_up_to_the_estimate():
+    def layers(x, w):
+        return lax.scan(lambda c, w: (jnp.tanh(c @ w) @ w, None), x, w)[0]
+
+    found = analysis(compiled(layers, on_one(512, 512), on_one(6, 512, 512)).as_text())
+    assert found.parts[0].what == "product"
+    products = [part for part in found.parts if part.what == "product"]
+    assert {part.count for part in products} == {6}
+    assert sum(part.flops for part in products) == found.executed_flops == 6 * 2 * 2 * 512**3
+    assert "dot_general" in products[0].path
+    assert sum(part.seconds for part in found.parts) == pytest.approx(found.mxu_s + found.memory_s)
+
+
 def test_a_text_without_an_entry_is_refused():
     with pytest.raises(ProgramError, match="no ENTRY computation"):
         parse("HloModule nothing\n")

@@ -210,9 +210,13 @@ def _started(where: Computation, instruction: Instruction) -> Traffic:
     sources = [
         leaf for name in instruction.operands for leaf in leaves(where.instructions[name].shape)
     ]
-    if instruction.opcode == "slice-start":
+    if instruction.opcode in ("slice-start", "dynamic-slice-start"):
         target = made[len(sources)]
         return _sum([(sources[0], target.elements), (target, None)])
+    if instruction.opcode == "dynamic-update-slice-start":
+        # How a layer's offloaded tensors reach the host's stack of all layers'.
+        stack, update = sources[:2]
+        return _sum([(update, None), (stack, update.elements)])
     targets = made[len(sources) : 2 * len(sources)] or made[:1]
     return _sum([(leaf, None) for leaf in (*sources, *targets)])
 

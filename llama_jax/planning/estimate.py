@@ -20,7 +20,7 @@ class Times:
     """Seconds a step.
 
     Attributes:
-      compute: all executed FLOPs at the chip's peak.
+      compute: all executed FLOPs at the chip's peak for their type.
       hbm: all HBM bytes at its bandwidth.
       ici: all bytes between chips of a slice, were nothing hidden.
       dcn: all bytes between slices, were nothing hidden.
@@ -44,13 +44,20 @@ def estimate(analysis: Analysis, chip: Chip, slice_: Slice) -> Times:
     inside = [each for each in analysis.collectives if each.num_slices == 1]
     across = [each for each in analysis.collectives if each.num_slices > 1]
     return Times(
-        compute=analysis.executed_flops / peak,
+        compute=_compute_s(analysis, chip, peak),
         hbm=analysis.hbm_traffic_bytes / chip.device_hbm_bytes_per_s,
         ici=sum(ici_s(each, slice_) for each in inside),
         dcn=sum(_dcn_s(each, chip) for each in across),
         host=analysis.host_traffic_bytes / (chip.pcie_bytes_per_s / chip.devices_per_chip),
         estimate=analysis.mxu_s + analysis.memory_s + attention_s,
     )
+
+
+def _compute_s(analysis: Analysis, chip: Chip, peak: float) -> float:
+    low = {kind: flops for kind, flops in analysis.dots_by_type.items() if kind != "bf16"}
+    # A type without units of its own is multiplied in bfloat16.
+    low_s = sum(flops / (chip.device_peak_flops(kind) or peak) for kind, flops in low.items())
+    return (analysis.executed_flops - sum(low.values())) / peak + low_s
 
 
 def ici_bytes_per_s(slice_: Slice, torus: tuple[tuple[int, int], ...] = ()) -> float:

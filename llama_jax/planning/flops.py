@@ -33,6 +33,14 @@ def matmul_flops(where: Computation, instruction: Instruction) -> int:
     return _convolution(instruction, left, right, out)
 
 
+def matmul_type(where: Computation, instruction: Instruction) -> str:
+    """What units a product runs on: "int8" or "fp8" where both operands are, else "bf16"."""
+    types = {leaves(where.instructions[name].shape)[0].dtype for name in instruction.operands[:2]}
+    if types <= {"s8", "u8", "s4", "u4"}:
+        return "int8"
+    return "fp8" if all(each.startswith(("f8", "f4")) for each in types) else "bf16"
+
+
 def _convolution(
     instruction: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
 ) -> int:

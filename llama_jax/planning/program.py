@@ -10,7 +10,7 @@ from collections import Counter
 from llama_jax.config.hardware import Chip
 from llama_jax.planning import traffic
 from llama_jax.planning.collectives import Collective, Layout, collective, merge
-from llama_jax.planning.flops import matmul_flops
+from llama_jax.planning.flops import matmul_flops, matmul_type
 from llama_jax.planning.kernel_calls import kernel
 from llama_jax.planning.loops import trip_count
 from llama_jax.planning.program_cost import Cost, Part, part_of
@@ -26,6 +26,7 @@ class Analysis:
     Attributes:
       executed_flops: of matrix products and of attention kernels, recomputation included.
       dot_flops: of matrix products outside kernels.
+      dots_by_type: the same by what units they run on: "bf16", "int8", "fp8".
       attention_flops: of attention kernels, by formula.
       kernel_flops: of all kernels: attention, and what others say of themselves.
       hbm_traffic_bytes: read and written in HBM.
@@ -52,6 +53,7 @@ class Analysis:
     mxu_s: float
     memory_s: float
     parts: tuple[Part, ...] = ()
+    dots_by_type: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def analyze(text: str, chip: Chip, layout: Layout, *, causal: bool = True) -> Analysis:
@@ -83,6 +85,7 @@ def analyze(text: str, chip: Chip, layout: Layout, *, causal: bool = True) -> An
         mxu_s=cost.mxu_s(chip),
         memory_s=cost.other_bytes / chip.device_hbm_bytes_per_s,
         parts=walk.dearest(_PARTS),
+        dots_by_type=dict(cost.dots),
     )
 
 
@@ -97,7 +100,7 @@ class _Walk:
         # Of each computation: what its own instructions do, and what it calls how often.
         self._charges: dict[str, list[tuple[Instruction, Cost]]] = {}
         self._calls: dict[str, Counter[str]] = {}
-        self._fused: dict[str, int] = {}
+        self._fused: dict[str, Counter[str]] = {}
 
     def cost(self, name: str) -> Cost:
         """Everything that one run of a computation does."""
@@ -166,28 +169,31 @@ class _Walk:
         if found is not None:
             cost.kernels[found.name] += 1
             cost.uncounted[found.name] += found.flops is None
-        flops = self._flops(where, instruction)
+        dots = self._dots(where, instruction)
         if found is not None and found.attention:
             cost.attention_flops += found.flops or 0
             cost.attention_bytes += moved.hbm
-        elif flops:
-            cost.dot_flops += flops
+        elif dots:
+            cost.dots.update(dots)
             cost.mxu_bytes += moved.hbm
             cycles = instruction.estimated_cycles
             cost.mxu_cycles += cycles or 0
-            cost.unestimated_flops += flops if cycles is None else 0
+            cost.unestimated_flops += dots.total() if cycles is None else 0
         else:
             cost.other_kernel_flops += (found.flops or 0) if found is not None else 0
             cost.other_bytes += moved.hbm
         return cost
 
-    def _flops(self, where: Computation, instruction: Instruction) -> int:
+    def _dots(self, where: Computation, instruction: Instruction) -> Counter[str]:
+        """FLOPs of the matrix products in an instruction, by their type."""
         if instruction.opcode != "fusion":
-            return matmul_flops(where, instruction)
+            flops = matmul_flops(where, instruction)
+            return Counter({matmul_type(where, instruction): flops} if flops else {})
         name = instruction.called["calls"]
         if name not in self._fused:
             inner = self.program.computations[name]
-            self._fused[name] = sum(
-                self._flops(inner, each) for each in inner.instructions.values()
-            )
+            found: Counter[str] = Counter()
+            for each in inner.instructions.values():
+                found.update(self._dots(inner, each))
+            self._fused[name] = found
         return self._fused[name]

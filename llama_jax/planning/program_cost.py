@@ -16,7 +16,7 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 class Cost:
     """Sums over what a computation runs."""
 
-    dot_flops: int = 0
+    dots: Counter[str] = dataclasses.field(default_factory=Counter)  # FLOPs by operands' type
     attention_flops: int = 0
     other_kernel_flops: int = 0
     mxu_cycles: int = 0
@@ -38,6 +38,11 @@ class Cost:
             elif isinstance(mine, Counter):
                 mine.update({key: times * count for key, count in theirs.items()})
         self.collectives += [each.times(times) for each in other.collectives]
+
+    @property
+    def dot_flops(self) -> int:
+        """FLOPs of matrix products of all types."""
+        return self.dots.total()
 
     def seconds(self, chip: Chip) -> float:
         """What the parts take one after the other, to tell a conditional's branches apart."""

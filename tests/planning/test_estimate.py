@@ -100,6 +100,13 @@ def test_an_estimate_is_products_memory_and_kernels_one_after_the_other():
     assert found.estimate == pytest.approx(3.0 + 0.7 + 0.5)
 
 
+def test_products_of_low_precision_run_at_their_own_peak_where_there_is_one():
+    low = {"executed_flops": int(3e12), "dots_by_type": {"bf16": int(1e12), "int8": int(2e12)}}
+    assert times("v5e-16", **low).compute == pytest.approx(1 / 197 + 2 / 393)
+    fp8 = {**low, "dots_by_type": {"bf16": int(1e12), "fp8": int(2e12)}}
+    assert times("v5e-16", **fp8).compute == pytest.approx(3 / 197)
+
+
 def test_permutes_go_over_one_axis_and_two_links():
     found = times("v5e-16", collectives=(gather(37.0, "collective-permute"),))
     assert found.ici == pytest.approx(37.0 / 90)

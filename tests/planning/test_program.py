@@ -79,6 +79,16 @@ def test_products_of_batches_are_counted_through_the_windows_that_they_become():
     assert analysis(text).dot_flops == 2 * (2 * 4 * 2) * 128 * 256 * 64
 
 
+def test_products_are_told_apart_by_their_operands_types():
+    def mixed(x, y, a, b):
+        return lax.dot(x, y, preferred_element_type=jnp.int32), a @ b
+
+    low = (on_one(256, 256, dtype=jnp.int8),) * 2
+    text = compiled(mixed, *low, on_one(256, 512), on_one(512, 256)).as_text()
+    found = analysis(text)
+    assert found.dots_by_type == {"int8": 2 * 256**3, "bf16": 2 * 512 * 256**2}
+
+
 def test_a_programs_time_is_its_products_cycles_and_its_other_bytes(product):
     found = analysis(product)
     peak_s = 2 * 2048**3 / 197e12

@@ -55,6 +55,12 @@ def current_mesh() -> AbstractMesh:
     return jax.sharding.get_abstract_mesh()
 
 
+def platform() -> str:
+    """"tpu", "gpu" or "cpu": of the current mesh's devices, there or described, or JAX's own."""
+    device = current_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def axis_size(dim: str, mesh: Mesh | AbstractMesh | None = None) -> int:
     """Over how many shards a dim in use is split on the mesh (default: the current one)."""
     return _ways(RULES[dim], current_mesh() if mesh is None else mesh)

@@ -2,7 +2,7 @@
 
   python benchmarks/store_plans.py                      all that have no stored plan yet
   python benchmarks/store_plans.py --anew               all
-  python benchmarks/store_plans.py llama3.1-8b-v5e-16   these
+  python benchmarks/store_plans.py pretrain/llama3.1-8b-v5e-16   these
   python benchmarks/store_plans.py --table-only         the table, from what is stored
 
 Compiling takes half a minute to a few minutes a run on two cores.
@@ -17,8 +17,7 @@ from llama_jax.config.hardware import find_slice
 from llama_jax.planning.cache import default_folder
 from llama_jax.planning.compiling import PlanError, prepare_compiler
 from llama_jax.planning.making import Planner
-from llama_jax.planning.plan import read_plan
-from llama_jax.planning.stored import plans_page, shipped_runs, write_plan
+from llama_jax.planning.stored import plans_page, read_plans, shipped_runs, write_plan
 
 ROOT = Path(__file__).parents[1]
 PLANS = ROOT / "tests" / "planning" / "plans"
@@ -38,7 +37,7 @@ def main() -> int:
         name for name in shipped_runs() if args.anew or not (PLANS / f"{name}.json").exists()
     ]
     failed = 0 if args.table_only else _compile(names)
-    PAGE.write_text(plans_page(read_plan(file) for file in PLANS.glob("*.json")), encoding="utf-8")
+    PAGE.write_text(plans_page(read_plans(PLANS).values()), encoding="utf-8")
     return failed
 
 

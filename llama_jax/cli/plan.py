@@ -3,7 +3,7 @@
 Needs no TPU: only the TPU compiler, of `pip install 'llama-jax[tpu]'`.
 
 Examples:
-  llama-jax plan llama3.1-8b-v5e-16 --price-per-chip-hour 1.2
+  llama-jax plan pretrain/llama3.1-8b-v5e-16 --price-per-chip-hour 1.2
   llama-jax plan my-run.toml --topology v5p:2x2x2 --set execution.remat=full --json
   llama-jax plan my-run.toml --topology v6e-8 --search --out chosen.toml
   llama-jax plan --diff before.json after.json

@@ -5,7 +5,6 @@ come first, then cheaper moments, then more chips.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from llama_jax.config.run import AdamWConfig, RunConfig
 from llama_jax.planning.analytic import memory_model, sizes_of
 from llama_jax.planning.compiling import OutOfMemoryError, PlanError
 from llama_jax.planning.making import Planner
+from llama_jax.planning.memory_report import Buffer
 from llama_jax.planning.plan import Plan, to_json
 from llama_jax.planning.report import gib, seconds, table
 from llama_jax.planning.variants import REMAT_PRESETS, Changes, changed, describe
@@ -22,8 +22,6 @@ from llama_jax.planning.variants import REMAT_PRESETS, Changes, changed, describ
 Say = Callable[[str], None]
 MOST_ADVISED = 3
 MOST_COMPILED = 8
-_ROW = re.compile(r"^\s*[\d.]+\w*\(\s*\d+%\);\s*([\d.]+)([KMGT]i)?B;\s*\d+;\s*\d+; (.*)$", re.M)
-_UNITS = {None: 1, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +38,9 @@ class Advice:
     """Of a run that doesn't fit; bytes are a JAX device's.
 
     Attributes:
-      parts: by formula, what the state, gradients and activations take.
-      buffers: the largest of the compiler's table: bytes and shapes.
+      parts: what would be held at the peak, by category; by formula where the compiler's tables
+        can't be read.
+      buffers: the largest of them.
     """
 
     run: str
@@ -49,7 +48,7 @@ class Advice:
     needed_bytes: int | None
     available_bytes: int
     parts: dict[str, float]
-    buffers: tuple[tuple[float, str], ...]
+    buffers: tuple[Buffer, ...]
     remedies: tuple[Remedy, ...]
 
 
@@ -59,11 +58,12 @@ def advise(
     """Look for up to three changes that fit, the mildest of each kind first."""
     say(f"{name} doesn't fit: {error}; looking for changes that do")
     sizes = sizes_of(config, planner.num_devices, planner.num_slices)
-    parts = {k: v for k, v in dataclasses.asdict(memory_model(config, sizes)).items() if v}
+    model = memory_model(config, sizes)
+    parts = error.held.by_category or dataclasses.asdict(model)
     remedies: list[Remedy] = []
     compiled = 0
     # What the formula misses of this run it will miss of its variants too.
-    missed = (error.needed_bytes or 0) - sum(parts.values())
+    missed = (error.needed_bytes or 0) - model.peak_bytes
     for kind in _kinds(config, planner):
         for changes, on in kind:
             if len(remedies) == MOST_ADVISED or compiled == MOST_COMPILED:
@@ -82,16 +82,10 @@ def advise(
         slice_name=planner.slice_.name,
         needed_bytes=error.needed_bytes,
         available_bytes=error.available_bytes,
-        parts=parts,
-        buffers=largest_buffers(error.memory_report),
+        parts={name: float(size) for name, size in parts.items() if size},
+        buffers=error.held.buffers,
         remedies=tuple(remedies),
     )
-
-
-def largest_buffers(report: str, count: int = 5) -> tuple[tuple[float, str], ...]:
-    """The first rows of the compiler's table of buffers, which is by size: bytes and shapes."""
-    rows = list(_ROW.finditer(report))[:count]
-    return tuple((float(row[1]) * _UNITS[row[2]], row[3].strip()) for row in rows)
 
 
 def format_advice(advice: Advice) -> str:
@@ -103,12 +97,12 @@ def format_advice(advice: Advice) -> str:
         f"{'more' if needed is None else gib(needed)} of {gib(advice.available_bytes)} a "
         f"device{over}",
         "",
-        "What takes the room, by formula",
+        "What takes the room",
         table([[name.replace("_", " "), gib(size)] for name, size in advice.parts.items()], "lr"),
     ]
     if advice.buffers:
-        rows = [[gib(size), shapes] for size, shapes in advice.buffers]
-        lines += ["", "The compiler's largest buffers", table(rows, "rl")]
+        rows = [[gib(one.bytes), one.category, one.shape, one.name] for one in advice.buffers]
+        lines += ["", "The largest buffers", table(rows, "rlll")]
     lines += ["", _remedies(advice)]
     return "\n".join(lines)
 

@@ -16,7 +16,10 @@ from llama_jax.config import hardware
 from llama_jax.planning.compiling import Lowered
 
 # What of a plan comes from reading the compiled program, and so changes when the reading does.
-_READERS = ("program", "loops", "flops", "traffic", "collectives", "kernel_calls", "estimate")
+_READERS = (
+    *("program", "loops", "flops", "traffic", "collectives", "kernel_calls", "estimate"),
+    *("memory_report", "reading"),
+)
 
 
 def default_folder() -> Path:

@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 
 from llama_jax.config.hardware import Slice
 from llama_jax.config.run import RunConfig
+from llama_jax.planning.memory_report import Buffer, read_memory_report
+from llama_jax.planning.program_text import ProgramError
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.training.assembly import Assembly, assemble
 
@@ -35,6 +37,8 @@ _ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
+# How many buffers a plan keeps, the largest.
+LARGEST_BUFFERS = 8
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDED = re.compile(r"(?:temporaries|HBM usage|Used)\D*\(?([\d.]+)([KMGT]?)\)? ")
 _REPORT_TOTAL = re.compile(r"^Total bytes: (\d+)", re.MULTILINE)
@@ -50,12 +54,11 @@ class OutOfMemoryError(PlanError):
     Attributes:
       needed_bytes: of HBM on a JAX device, as the compiler says; None where it doesn't.
       available_bytes: what a program can have there.
-      memory_report: the compiler's table of buffers, "" where it wrote none.
+      held: what would be held at the peak.
     """
 
-    def __init__(self, needed_bytes: int | None, available_bytes: int, memory_report: str) -> None:
-        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
-        self.memory_report = memory_report
+    def __init__(self, needed_bytes: int | None, available_bytes: int, held: "Held") -> None:
+        self.needed_bytes, self.available_bytes, self.held = needed_bytes, available_bytes, held
         needed = "more" if needed_bytes is None else f"{needed_bytes / 2**30:.2f} GiB"
         super().__init__(
             f"needs {needed} of HBM on a device that has {available_bytes / 2**30:.2f} GiB"
@@ -77,6 +80,17 @@ class Memory:
     alias_bytes: int
     code_bytes: int
     host_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What is in a JAX device's HBM at the peak: bytes by category, and the largest buffers.
+
+    Both empty where the compiler's own tables can't be read.
+    """
+
+    by_category: dict[str, int]
+    buffers: tuple[Buffer, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +124,13 @@ class Compiled:
 
     Attributes:
       text: the optimised and scheduled HLO.
-      memory_report: the compiler's table of buffers by size.
+      held: what takes the room at the peak.
       compile_s: seconds in the compiler, without tracing.
     """
 
     text: str
     memory: Memory
-    memory_report: str
+    held: Held
     mesh: Mesh
     state_bytes: StateBytes
     compile_s: float
@@ -181,7 +195,7 @@ def compile_lowered(lowered: Lowered, slice_: Slice, flags: Mapping[str, str]) -
       PlanError: anything else that the compiler refuses.
     """
     with tempfile.TemporaryDirectory(prefix="llama_jax_plan_") as folder:
-        # The dump costs next to nothing and has the table of buffers, also of what doesn't fit.
+        # The dump costs next to nothing and has the tables of buffers, also of what doesn't fit.
         dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         begun_s = time.perf_counter()
         try:
@@ -193,7 +207,7 @@ def compile_lowered(lowered: Lowered, slice_: Slice, flags: Mapping[str, str]) -
         return Compiled(
             text=_text(executable, Path(folder)),
             memory=_memory(executable),
-            memory_report=_dumped(Path(folder), "memory-usage-report"),
+            held=_held(Path(folder)),
             mesh=lowered.mesh,
             state_bytes=lowered.state_bytes,
             compile_s=compile_s,
@@ -266,10 +280,8 @@ def _compiler_error(error: Exception, slice_: Slice, folder: Path) -> PlanError:
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message or "HBM" not in message.upper():
         return PlanError(f"the compiler refuses: {_first_line(error)}")
-    report = _dumped(folder, "memory-usage-report")
-    return OutOfMemoryError(
-        _needed_bytes(message, report), slice_.chip.device_usable_hbm_bytes, report
-    )
+    needed = _needed_bytes(message, _dumped(folder, "memory-usage-report"))
+    return OutOfMemoryError(needed, slice_.chip.device_usable_hbm_bytes, _held(folder))
 
 
 def _needed_bytes(message: str, report: str) -> int | None:
@@ -278,6 +290,15 @@ def _needed_bytes(message: str, report: str) -> int | None:
         return int(total.group(1))
     found = _NEEDED.search(message)
     return round(float(found.group(1)) * _UNITS[found.group(2)]) if found else None
+
+
+def _held(folder: Path) -> Held:
+    try:
+        report = read_memory_report(folder)
+    except ProgramError:
+        return Held({}, ())
+    by_category = {str(category): size for category, size in report.by_category.items()}
+    return Held(by_category, report.buffers[:LARGEST_BUFFERS])
 
 
 def _first_line(error: Exception) -> str:

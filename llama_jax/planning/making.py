@@ -10,17 +10,16 @@ from llama_jax.config.hardware import Chip, Slice
 from llama_jax.config.run import RunConfig
 from llama_jax.models.accounting import flops_per_token
 from llama_jax.planning import cache
-from llama_jax.planning.collectives import Layout
 from llama_jax.planning.compiling import (
-    Compiled,
+    Held,
     Lowered,
     OutOfMemoryError,
     compile_lowered,
     lower_step,
 )
-from llama_jax.planning.estimate import estimate
+from llama_jax.planning.memory_report import Buffer
 from llama_jax.planning.plan import CollectiveUse, Plan
-from llama_jax.planning.program import Analysis, analyze
+from llama_jax.planning.reading import read_step
 from llama_jax.training.compiler_flags import VARIABLE, apply_flags, flags_for
 
 # Of a record, what the compiler counts for a JAX device and a plan for a chip.
@@ -51,7 +50,7 @@ class Planner:
         flags = self.flags(config)
         record = self._record(lowered, flags)
         if "overflow" in record:
-            raise OutOfMemoryError(**record["overflow"])
+            raise _overflow(record["overflow"])
         return self._plan(config, name, lowered, flags, record)
 
     def flags(self, config: RunConfig) -> dict[str, str]:
@@ -85,10 +84,10 @@ class Planner:
                 "overflow": {
                     "needed_bytes": error.needed_bytes,
                     "available_bytes": error.available_bytes,
-                    "memory_report": error.memory_report,
+                    **dataclasses.asdict(error.held),
                 }
             }
-        return _read(compiled, self.slice_)
+        return read_step(compiled, self.slice_)
 
     def _plan(
         self,
@@ -114,6 +113,10 @@ class Planner:
             settings=_settings(config),
             tokens_per_step=tokens,
             hbm_bytes=chip.device_usable_hbm_bytes * chip.devices_per_chip,
+            memory={
+                name: size * chip.devices_per_chip for name, size in record["by_category"].items()
+            },
+            buffers=tuple(Buffer(**buffer) for buffer in record["buffers"]),
             model_flops=per_token * tokens / num_chips,
             collectives=tuple(_of_a_chip(use, chip) for use in record["collectives"]),
             kernel_calls=record["kernel_calls"],
@@ -127,46 +130,10 @@ class Planner:
         )
 
 
-def _read(compiled: Compiled, slice_: Slice) -> dict[str, Any]:
-    """A device's figures from a compiled step, as JSON can hold them."""
-    analysis = analyze(compiled.text, slice_.chip, Layout.of(compiled.mesh))
-    memory, state = compiled.memory, compiled.state_bytes
-    return {
-        "peak_bytes": memory.peak_bytes,
-        "argument_bytes": memory.argument_bytes,
-        "temp_bytes": memory.temp_bytes,
-        "code_bytes": memory.code_bytes,
-        "host_bytes": memory.host_bytes,
-        "params_bytes": state.params,
-        "optimizer_bytes": state.optimizer,
-        "gradient_bytes": state.gradients,
-        "batch_bytes": state.batch,
-        "executed_flops": analysis.executed_flops,
-        "hbm_traffic_bytes": analysis.hbm_traffic_bytes,
-        "collectives": [
-            {
-                "kind": use.kind,
-                "axis": use.axis,
-                "count": use.count,
-                "bytes": use.bytes,
-                "overlapped": use.overlapped,
-            }
-            for use in analysis.collectives
-        ],
-        "kernel_calls": analysis.kernel_calls,
-        "time_s": _times(analysis, slice_),
-        "compile_s": compiled.compile_s,
-    }
-
-
-def _times(analysis: Analysis, slice_: Slice) -> dict[str, float]:
-    """Each bound, the estimate, and `exposed`: collectives that the schedule doesn't overlap."""
-    waited_for = tuple(use for use in analysis.collectives if not use.overlapped)
-    alone = estimate(dataclasses.replace(analysis, collectives=waited_for), slice_.chip, slice_)
-    return {
-        **dataclasses.asdict(estimate(analysis, slice_.chip, slice_)),
-        "exposed": alone.ici + alone.dcn,
-    }
+def _overflow(record: dict[str, Any]) -> OutOfMemoryError:
+    buffers = tuple(Buffer(**buffer) for buffer in record["buffers"])
+    held = Held(record["by_category"], buffers)
+    return OutOfMemoryError(record["needed_bytes"], record["available_bytes"], held)
 
 
 def _of_a_chip(use: dict[str, Any], chip: Chip) -> CollectiveUse:

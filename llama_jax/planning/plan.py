@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config.loading import ConfigError
+from llama_jax.planning.memory_report import Buffer
 
 BOUNDS = ("compute", "hbm", "ici", "dcn")
 
@@ -38,6 +39,8 @@ class Plan:
       settings: of the run, what bears on memory and time (remat, attention, microbatches, ...).
       hbm_bytes: of a chip, what a program can have.
       peak_bytes: the compiler's, of HBM; params, optimizer, gradient and batch bytes are parts.
+      memory: what is held at the peak by category, as the compiler's tables tell it; {} where they
+        can't be read. `buffers` are the largest, a device's.
       host_bytes: kept in the host's memory by the program.
       time_s: by bound; `estimate`, the static estimate of a step with communication hidden; and
         `exposed`, the time of collectives that the compiled schedule doesn't overlap.
@@ -65,6 +68,8 @@ class Plan:
     optimizer_bytes: int
     gradient_bytes: int
     batch_bytes: int
+    memory: dict[str, int]
+    buffers: tuple[Buffer, ...]
     model_flops: float
     executed_flops: float
     hbm_traffic_bytes: float
@@ -96,11 +101,6 @@ class Plan:
     def mfu(self) -> float:
         """Model FLOPs at the estimated time, over the chip's bfloat16 peak."""
         return self.model_flops / self.time_s["estimate"] / self.peak_flops
-
-    @property
-    def other_temp_bytes(self) -> int:
-        """The peak without state, batch and gradients."""
-        return max(self.peak_bytes - self.argument_bytes - self.gradient_bytes, 0)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -138,4 +138,5 @@ def from_json(table: Mapping[str, Any]) -> Plan:
     """
     values = {field.name: table[field.name] for field in dataclasses.fields(Plan)}
     values["collectives"] = tuple(CollectiveUse(**item) for item in values["collectives"])
+    values["buffers"] = tuple(Buffer(**item) for item in values["buffers"])
     return Plan(**values)

@@ -29,18 +29,23 @@ def format_plan(plan: Plan, costs: Costs) -> str:
 
 def memory_categories(plan: Plan) -> dict[str, int]:
     """The peak by what takes it, bytes a chip; they add up to `peak_bytes`."""
-    parts = {
-        "parameters": plan.params_bytes,
-        "optimizer state": plan.optimizer_bytes,
-        "batch": plan.batch_bytes,
-        "gradients (float32)": plan.gradient_bytes,
-    }
+    parts = {name.replace("_", " "): size for name, size in plan.memory.items() if size}
+    if not parts:
+        # The compiler's tables couldn't be read: what is known of the step's arguments.
+        parts = {
+            "parameters": plan.params_bytes,
+            "optimizer state": plan.optimizer_bytes,
+            "batch": plan.batch_bytes,
+        }
     rest = plan.peak_bytes - sum(parts.values())
-    if rest < 0:
-        # Some compiled steps never hold all gradients at once: they get what is left over.
-        parts["gradients (float32)"] = max(parts["gradients (float32)"] + rest, 0)
-        rest = plan.peak_bytes - sum(parts.values())
-    return {**parts, "activations and other temporaries": rest}
+    if rest >= 0:
+        return {**parts, "everything else": rest}
+    # The tables count the whole room of the temporaries, which is never all in use.
+    for name in ("unused", "temporaries"):
+        taken = min(-rest, parts.get(name, 0))
+        parts[name] = parts.get(name, 0) - taken
+        rest += taken
+    return {name: size for name, size in parts.items() if size}
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> str:
@@ -87,7 +92,7 @@ def _heading(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    rows = [[name, gib(size)] for name, size in memory_categories(plan).items()]
+    rows = [[name, gib(size)] for name, size in memory_categories(plan).items() if size]
     rows.append(["peak", gib(plan.peak_bytes)])
     rows.append(["left of " + gib(plan.hbm_bytes), gib(plan.free_bytes)])
     if plan.host_bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama_jax.config.files import load_run_config, shipped_configs
 from llama_jax.planning.diff import changes
-from llama_jax.planning.plan import Plan, to_json
+from llama_jax.planning.plan import Plan, read_plan, to_json
 from llama_jax.planning.report import GIB, seconds
 
 # Folders of configs/runs whose runs are made for TPUs.
@@ -23,11 +23,17 @@ _SMALL = 0.005
 
 
 def shipped_runs() -> list[str]:
-    """Names of the shipped runs that say what hardware they are for."""
-    files = [
-        file for stage in STAGES for file in (shipped_configs() / "runs" / stage).glob("*.toml")
-    ]
-    return sorted(file.stem for file in files if load_run_config(str(file)).hardware is not None)
+    """Names, such as `pretrain/llama3.1-8b-v5e-16`, of the shipped runs that name hardware."""
+    root = shipped_configs() / "runs"
+    files = [file for stage in STAGES for file in sorted((root / stage).glob("*.toml"))]
+    names = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    return [name for name in names if load_run_config(name).hardware is not None]
+
+
+def read_plans(folder: Path) -> dict[str, Plan]:
+    """Stored plans by the name of their run."""
+    plans = [read_plan(file) for file in sorted(folder.rglob("*.json"))]
+    return {plan.run: plan for plan in plans}
 
 
 def moved(stored: Plan, now: Plan) -> list[str]:
@@ -49,9 +55,10 @@ def moved(stored: Plan, now: Plan) -> list[str]:
 
 def write_plan(plan: Plan, folder: Path) -> None:
     """Store a plan under its run's name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{plan.run}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_json(plan), indent=1, sort_keys=True)
-    (folder / f"{plan.run}.json").write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def plans_page(plans: Iterable[Plan]) -> str:

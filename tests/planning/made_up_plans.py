@@ -4,17 +4,18 @@ import dataclasses
 
 from llama_jax.config.hardware import find_slice
 from llama_jax.planning.analytic import memory_model, sizes_of, time_model
-from llama_jax.planning.compiling import OutOfMemoryError
+from llama_jax.planning.compiling import Held, OutOfMemoryError
+from llama_jax.planning.memory_report import Buffer
 from llama_jax.planning.plan import CollectiveUse, Plan
 
 GIB = 2**30
-REPORT = """Memory Space: default (color=0)
-Total bytes: 21474836480 (20.00GiB)
-  cumulative_size;       size;       offset; used_by_n_values; shapes_list
-  ------------------------------------------------------------
-    4.00GiB( 20%);    4.00GiB;    115933184;                2; bf16[32,8192,4096], f32[8]
-    4.50GiB( 22%);  512.00MiB;     80822272;                1; f32[1024,128256]
-"""
+HELD = Held(
+    {"parameters": 2 * GIB, "saved_activations": 20 * GIB},
+    (
+        Buffer("jvp()/while", "bf16[32,8192,4096]", 4 * GIB, "saved_activations"),
+        Buffer("cross_entropy/dot", "f32[1024,128256]", GIB // 2, "loss"),
+    ),
+)
 
 PLAN = Plan(
     run="made-up",
@@ -36,6 +37,13 @@ PLAN = Plan(
     optimizer_bytes=4 * GIB,
     gradient_bytes=2 * GIB,
     batch_bytes=0,
+    memory={
+        "parameters": 2 * GIB,
+        "optimizer_state": 4 * GIB,
+        "gradients": 2 * GIB,
+        "temporaries": 3 * GIB,
+    },
+    buffers=HELD.buffers,
     model_flops=197e12,
     executed_flops=220e12,
     hbm_traffic_bytes=1e12,
@@ -84,7 +92,7 @@ class FormulaPlanner:
         peak = round(self.factor * memory.peak_bytes)
         limit = self.slice_.chip.device_usable_hbm_bytes
         if peak > limit:
-            raise OutOfMemoryError(peak, limit, REPORT)
+            raise OutOfMemoryError(peak, limit, HELD)
         times = {**dataclasses.asdict(time), "estimate": time.estimate, "exposed": 0.0}
         return dataclasses.replace(
             PLAN,

@@ -1,7 +1,7 @@
 """Advice on a run that doesn't fit: what takes the room, and changes that were seen to fit."""
 
 import pytest
-from made_up_plans import GIB, REPORT, FormulaPlanner
+from made_up_plans import GIB, FormulaPlanner
 
 from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import find_slice
@@ -10,12 +10,13 @@ from llama_jax.planning.advice import (
     advice_to_json,
     advise,
     format_advice,
-    largest_buffers,
 )
 from llama_jax.planning.compiling import OutOfMemoryError
 from llama_jax.planning.variants import REMAT_PRESETS, changed, describe
 
-CONFIG = load_run_config("llama3.1-8b-v5e-16", ["execution.remat=none", "training.microbatches=2"])
+CONFIG = load_run_config(
+    "pretrain/llama3.1-8b-v5e-16", ["execution.remat=none", "training.microbatches=2"]
+)
 
 
 def advice_for(planner, config=CONFIG):
@@ -23,14 +24,6 @@ def advice_for(planner, config=CONFIG):
         planner.plan(config, "big")
     planner.planned.clear()
     return advise(planner, config, "big", caught.value, lambda message: None)
-
-
-def test_the_largest_buffers_are_read_from_the_compilers_table():
-    assert largest_buffers(REPORT) == (
-        (4 * GIB, "bf16[32,8192,4096], f32[8]"),
-        (GIB / 2, "f32[1024,128256]"),
-    )
-    assert largest_buffers("") == ()
 
 
 def test_each_change_advised_fits_and_is_another_kind():
@@ -58,7 +51,7 @@ def test_the_report_says_by_how_much_and_what_to_do():
     text = format_advice(advice)
     over = (advice.needed_bytes - advice.available_bytes) / GIB
     assert f"{over:.2f} GiB too much" in text
-    assert "saved activations" in text
+    assert "saved activations  20.00 GiB" in text
     assert "f32[1024,128256]" in text
     assert describe(advice.remedies[0].changes) in text
     table = advice_to_json(advice)
@@ -67,7 +60,7 @@ def test_the_report_says_by_how_much_and_what_to_do():
 
 
 def test_more_chips_are_advised_where_nothing_else_helps():
-    config = load_run_config("llama3.1-70b-v6e-256", ["mesh={fsdp=-1}"])
+    config = load_run_config("pretrain/llama3.1-70b-v6e-256", ["mesh={fsdp=-1}"])
     advice = advice_for(FormulaPlanner(slice_=find_slice("v6e-8")), config)
     assert [one.slice_name for one in advice.remedies] in ([], ["v6e-64"])
     assert "more chips" in format_advice(advice) or "--topology v6e-64" in format_advice(advice)

@@ -14,7 +14,7 @@ V5E = find_slice("v5e-16")
 
 def run(*settings):
     return load_run_config(
-        "llama3.1-8b-v5e-16", ["data.batch_size=32", "training.microbatches=1", *settings]
+        "pretrain/llama3.1-8b-v5e-16", ["data.batch_size=32", "training.microbatches=1", *settings]
     )
 
 

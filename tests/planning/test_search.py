@@ -15,7 +15,7 @@ from llama_jax.planning.search import (
     write_chosen,
 )
 
-CONFIG = load_run_config("llama3.1-8b-v5e-16")
+CONFIG = load_run_config("pretrain/llama3.1-8b-v5e-16")
 
 
 def quiet(message):

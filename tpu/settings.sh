@@ -8,12 +8,13 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SCRIPT=tpu/$(basename "$0")
 DRY_RUN=false
 CONFIG=
+DELETE=tpu/delete.sh
 ARGUMENTS=() # what stands after `--`
 
 SETTINGS=(
   SLICE_NAME SLICE_PROJECT SLICE_ZONE SLICE_ACCELERATOR_TYPE SLICE_TIER SLICE_RUN_DIR SLICE_COUNT
   SLICE_RUNTIME_VERSION SLICE_SOURCE SLICE_PRICE_PER_CHIP_HOUR SLICE_WAIT_S SLICE_POLL_S
-  SLICE_NETWORK SLICE_SUBNETWORK SLICE_SERVICE_ACCOUNT
+  SLICE_NETWORK SLICE_SUBNETWORK SLICE_SERVICE_ACCOUNT SLICE_IMAGE
 )
 
 say() { printf '%s\n' "$*"; }
@@ -157,5 +158,5 @@ cost() {
 # Called on exit by each script that leaves a slice behind, however it ends.
 tell_what_runs() {
   local with=${CONFIG:+ --config $CONFIG}
-  $DRY_RUN || warn "$SLICE_NAME may be running in $SLICE_ZONE and cost money: $(cost $(($(chips "$SLICE_ACCELERATOR_TYPE") * SLICE_COUNT))). Delete it with: tpu/delete.sh$with"
+  $DRY_RUN || warn "$SLICE_NAME may be running in $SLICE_ZONE and cost money: $(cost $(($(chips "$SLICE_ACCELERATOR_TYPE") * SLICE_COUNT))). Delete it with: $DELETE$with"
 }

@@ -52,7 +52,7 @@ class Cloud:
         """The home of a worker."""
         return self.folder / "machines" / node / str(worker)
 
-    def run(self, script, *arguments, timeout_s=60, **settings):
+    def run(self, script, *arguments, timeout_s=300, **settings):
         """Run a script; SETTINGS, with `settings` over them; None leaves one out."""
         values = {**SETTINGS, **settings}
         environment = {

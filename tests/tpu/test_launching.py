@@ -254,3 +254,47 @@ def test_help_is_the_scripts_head_and_a_wrong_option_is_told(cloud, script):
     wrong = cloud.run(script, "--dryrun")
     assert wrong.returncode == 2
     assert "unknown option '--dryrun'" in wrong.stderr
+
+
+IMAGE = "us-docker.pkg.dev/p/r/llama-jax"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [
+        (["image"], ["docker build --file [^ ]*/tpu/Dockerfile --tag", f"docker push {IMAGE}"]),
+        (["cluster"], ["xpk cluster create --cluster=small .* --num-slices=4 --spot"]),
+        (
+            ["start", "--max-restarts", "7", *COMMAND],
+            [
+                "xpk workload create .*--tpu-type=v5litepod-16 --num-slices=4 --workload=small "
+                f"--docker-image={IMAGE} --max-restarts=7 --command=.*gs://bucket/run"
+            ],
+        ),
+        (["list"], ["xpk workload list"]),
+        (["stop"], ["xpk workload delete .*--workload=small"]),
+        (["delete"], ["xpk cluster delete --cluster=small"]),
+    ],
+)
+def test_the_gke_example_prints_what_it_would_do(cloud, arguments, commands):
+    verb, *rest = arguments
+    done = cloud.run("xpk", verb, "--dry-run", *rest, SLICE_IMAGE=IMAGE, SLICE_COUNT="4")
+    assert done.returncode == 0, done.stderr
+    for command in commands:
+        assert re.search(rf"^\+ {command}", done.stderr, re.MULTILINE), done.stderr
+    assert cloud.calls == []
+
+
+def test_the_gke_example_runs_xpk_and_says_how_to_delete_the_cluster(cloud):
+    record = cloud.folder / "xpk.txt"
+    program = cloud.folder / "bin" / "xpk"
+    program.write_text(f'#!/bin/sh\necho "$*" >>{record}\nexit 3\n')
+    program.chmod(0o755)
+    done = cloud.run("xpk", "cluster", SLICE_IMAGE=IMAGE)
+    assert done.returncode == 1
+    assert record.read_text().startswith("cluster create --cluster=small --project=our-project")
+    assert "the cluster was not made" in done.stderr
+    assert "Delete it with: tpu/xpk.sh delete" in done.stderr
+    wrong = cloud.run("xpk", "begin")
+    assert wrong.returncode == 2
+    assert "unknown verb 'begin'" in wrong.stderr

@@ -19,7 +19,7 @@ def worker(tmp_path):
         environment = {**os.environ, "LLAMA_JAX_JOB": str(job), "LLAMA_JAX_STOP_S": "5"}
         return subprocess.run(
             ["bash", str(WORKER), *arguments],
-            env=environment, capture_output=True, text=True, timeout=30,
+            env=environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     call.job = job

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on a TPU, leave out the flags of the chip's table and of the run's [compiler]",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="trace these steps, such as 10:15, into the run's profile/ for XProf and TensorBoard",
+    )
     processes = parser.add_argument_group(
         "several processes", "not needed on TPU VMs, where they find each other"
     )
@@ -57,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
         enable_compilation_cache,
         select_platform,
     )
+    from llama_jax.training.profiling import ProfileRange
     from llama_jax.training.run import default_run_dir, train
 
+    profile = None if args.profile is None else ProfileRange.parse(args.profile)
     processes = Processes(args.coordinator, args.num_processes, args.process_id)
     # With --json stdout holds the figures alone.
     console = Console(file=sys.stderr if args.json else sys.stdout)
@@ -69,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         console.print(describe_devices(), highlight=False, soft_wrap=True)
         if flags_line:
             console.print(flags_line, highlight=False, soft_wrap=True, markup=False)
-    outcome = train(config, args.run_dir or default_run_dir(args.run), console)
+    run_dir = args.run_dir or default_run_dir(args.run)
+    outcome = train(config, run_dir, console, profile=profile)
     if jax.process_index() == 0:
         if args.json:
             print(json.dumps({"run_dir": str(outcome.run_dir), "step": outcome.step,

@@ -13,7 +13,9 @@ from llama_jax.checkpoint.manager import Checkpoints
 from llama_jax.config.run import CheckpointConfig, TrainingConfig
 from llama_jax.data.batches import Batches
 from llama_jax.data.device import to_device
+from llama_jax.metrics.throughput import Part
 from llama_jax.training.held_out import HeldOut, HeldOutBatches, evaluate
+from llama_jax.training.profiling import Profiler
 from llama_jax.training.reporting import Reporter
 from llama_jax.training.state import TrainState
 from llama_jax.training.step import JittedStep
@@ -40,6 +42,7 @@ class Parts:
     reporter: Reporter
     training: TrainingConfig
     checkpoint: CheckpointConfig
+    profiler: Profiler
 
 
 def run_steps(parts: Parts, state: TrainState, step: int, stop: StopRequest) -> TrainState:
@@ -67,14 +70,18 @@ def run_steps(parts: Parts, state: TrainState, step: int, stop: StopRequest) -> 
             _save(parts, state, step, held_out)
         if stopping or step == parts.training.steps:
             break
+        # Waiting for data belongs to the trace of the step that waits.
+        parts.profiler.before(step + 1)
         with parts.reporter.goodput.part("data_wait"):
             batch = to_device(next(parts.batches), parts.mesh)
         # JAX returns before the step is done, but not before it is compiled.
-        with parts.reporter.goodput.part("compile" if step == first else "step"):
+        part: Part = "compile" if step == first else "step"
+        with parts.reporter.goodput.part(part), parts.profiler.step(step + 1):
             state, metrics = parts.train_step(state, batch)
         if step == first:
             parts.reporter.restart_clock()
         step += 1
+        parts.profiler.after(step, metrics)
         # The step before this one is fetched now, while the device works: it never waits for us.
         with parts.reporter.goodput.part("step"):
             pending.replace(step, metrics)

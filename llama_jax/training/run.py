@@ -5,6 +5,7 @@ run.json      fingerprint and every start     tensorboard/   the same as event f
 tokenizer/    made or copied on first use     plots/         the loss curve
 data/         tokenised on first use          samples.txt    what the model writes
 checkpoints/  state and data position         result.json    the figures of the finished run
+profile/      a trace of the steps asked for
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ from llama_jax.training.inputs import (
     start_batches,
 )
 from llama_jax.training.loop import Parts, run_steps
+from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
 from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
 from llama_jax.training.state import TrainState, init_state, target_tokens
@@ -69,8 +71,20 @@ class Outcome:
     already_done: bool = False
 
 
-def train(config: RunConfig, run_dir: epath.PathLike, console: Console) -> Outcome:
+def train(
+    config: RunConfig,
+    run_dir: epath.PathLike,
+    console: Console,
+    *,
+    profile: ProfileRange | None = None,
+) -> Outcome:
     """Train, from the newest checkpoint in `run_dir` if there is one, on any mesh.
+
+    Args:
+      config: the run.
+      run_dir: where everything goes.
+      console: where progress is shown.
+      profile: the steps to trace.
 
     Raises:
       ConfigError: a config that can't be used, or that contradicts the checkpoint.
@@ -88,8 +102,10 @@ def train(config: RunConfig, run_dir: epath.PathLike, console: Console) -> Outco
         _describe(config, run_dir)
         figures = _finished(config, run_dir, checkpoints)
         if figures is not None:
+            if profile is not None:
+                profile.check(config.training.steps, config.training.steps)
             return Outcome(run_dir, config.training.steps, figures, already_done=True)
-        return _Run(config, run_dir, mesh, checkpoints, console).train(begun_s)
+        return _Run(config, run_dir, mesh, checkpoints, console, profile).train(begun_s)
 
 
 class _Run:
@@ -102,9 +118,10 @@ class _Run:
         mesh: Mesh,
         checkpoints: Checkpoints,
         console: Console,
+        profile: ProfileRange | None,
     ) -> None:
         self.config, self.run_dir, self.mesh = config, run_dir, mesh
-        self.checkpoints, self.console = checkpoints, console
+        self.checkpoints, self.console, self.profile = checkpoints, console, profile
         self.say: Say = _printer(console)
 
     def train(self, begun_s: float) -> Outcome:
@@ -123,6 +140,8 @@ class _Run:
         else:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
+        if self.profile is not None:
+            self.profile.check(config.training.steps, step)
 
         facts = RunFacts(
             name=self.run_dir.name,
@@ -130,6 +149,7 @@ class _Run:
             flops_per_token=flops_per_token(config.model, config.data.seq_len),
             config=to_table(config),
         )
+        profiler = Profiler(self.profile, self.run_dir, self.say)
         batches = start_batches(config, inputs, self.mesh, position)
         try:
             with (
@@ -148,10 +168,12 @@ class _Run:
                     reporter=reporter,
                     training=config.training,
                     checkpoint=config.checkpoint,
+                    profiler=profiler,
                 )
                 state = run_steps(parts, state, step, stop)
                 seconds = reporter.goodput.summary()
         finally:
+            profiler.close()
             batches.close()
         return self._finish(state, assembly.graphdef, inputs, stop, seconds, begun_s)
 

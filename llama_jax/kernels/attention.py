@@ -1,84 +1,45 @@
-"""Attention by backend name: the table of backends, which one a device gets, and their layout.
+"""Attention by backend name: the table of backends, and the layout that they run under.
 
 B batch, T queries, S keys, N query heads, K key-value heads, H head dim.
 Backends see local arrays: heads split over the tensor axis, queries over context, and keys and
-values gathered over context.
+values gathered over context. `llama_jax.kernels.choice` says which backend `auto` is.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from llama_jax.config.loading import ConfigError
-from llama_jax.kernels.blockwise import SHORT_BLOCK, blockwise_attention
+from llama_jax.kernels.blockwise import blockwise_attention
+from llama_jax.kernels.choice import (
+    PLATFORMS,
+    Device,
+    Shape,
+    choose_backend,
+    current_device,
+)
+from llama_jax.kernels.cudnn import cudnn_attention
 from llama_jax.kernels.reference import reference_attention
 from llama_jax.kernels.ring import BLOCKWISE_PARTS, Parts, ring_attention
 from llama_jax.kernels.ring_splash import splash_parts
 from llama_jax.kernels.splash import splash_attention
-from llama_jax.sharding.rules import axis_size, current_mesh, on_shards
+from llama_jax.sharding.rules import axis_size, on_shards
 from llama_jax.sharding.zigzag import in_natural_order, local_places
 
 Backend = Callable[..., jax.Array]
-BackendName = Literal["reference", "blockwise", "splash"]
 
 BACKENDS: dict[str, Backend] = {
     "reference": reference_attention,
     "blockwise": blockwise_attention,
     "splash": splash_attention,
+    "cudnn": cudnn_attention,
 }
 # What attends to one shard's keys in the ring form.
 RING_PARTS: dict[str, Callable[..., Parts]] = {
     "blockwise": lambda: BLOCKWISE_PARTS,
     "splash": splash_parts,
 }
-# Where a backend runs; those that aren't named here run everywhere.
-PLATFORMS: dict[str, str] = {"splash": "tpu"}
-# A shorter row is less than two blocks: blocks would have nothing to skip. From here on the
-# blockwise backend is faster (CPU, forward and backward) and keeps no T x S array.
-BLOCKWISE_FROM = 2 * SHORT_BLOCK
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """What attention is compiled for: JAX's platform ("tpu", "gpu", "cpu") and kind of device."""
-
-    platform: str
-    kind: str
-
-
-def current_device() -> Device:
-    """The kind of device of the mesh in use, also one of a topology; without a mesh, JAX's own."""
-    abstract = current_mesh().abstract_device
-    if abstract is not None:
-        return Device(abstract.platform, abstract.device_kind)
-    device = jax.local_devices()[0]
-    return Device(device.platform, device.device_kind)
-
-
-def choose_backend(name: str, kv_len: int, device: Device | None = None) -> str:
-    """The backend that `auto` means on the device (default: the current one) for so many keys.
-
-    On a TPU the kernel; elsewhere `reference` below `BLOCKWISE_FROM` and `blockwise` from there.
-
-    Raises:
-      ConfigError: a backend by name that doesn't run on the device.
-    """
-    device = device or current_device()
-    if name != "auto":
-        needed = PLATFORMS.get(name, device.platform)
-        if needed != device.platform:
-            raise ConfigError(
-                f"'{name}' runs on {needed} only, and these devices are {device.platform} "
-                f"({device.kind}); use auto",
-                key="execution.attention",
-            )
-        return name
-    if device.platform == "tpu":
-        return "splash"
-    return "blockwise" if kv_len >= BLOCKWISE_FROM else "reference"
 
 
 def attention(
@@ -106,13 +67,12 @@ def attention(
       interpret: run a TPU kernel's Python on any device, for tests.
     """
     device = current_device()
-    kernel_device = Device("tpu", device.kind) if interpret else device
-    name = choose_backend(backend, k_BSKH.shape[1], kernel_device)
     ring = context == "ring" and axis_size("length") > 1
-    if ring:
-        name = _ring_backend(backend, name)
-    kernel = name in PLATFORMS
-    options = {"device_kind": device.kind, "interpret": interpret} if kernel else {}
+    shape = local_shape(q_BTNH.shape, k_BSKH.shape[1], q_BTNH.dtype)
+    name = choose_backend(
+        backend, shape, Device("tpu", device.kind) if interpret else device, ring=ring
+    )
+    options = {"device_kind": device.kind, "interpret": interpret} if name == "splash" else {}
 
     def local(
         q_BTNH: jax.Array,
@@ -148,20 +108,17 @@ def attention(
     queries = ("batch", "length", "q_heads", "head_dim")
     keys = ("batch", key_length, "kv_heads", "head_dim")
     q_ids, kv_ids = ("batch", "length"), ("batch", key_length)
-    # Pallas calls don't say over which axes their outputs vary, so nothing can check it.
-    run = on_shards(local, (queries, keys, keys, q_ids, kv_ids), queries, check_types=not kernel)
+    # Kernels don't say over which axes their outputs vary, so nothing can check it.
+    checked = name not in PLATFORMS
+    run = on_shards(local, (queries, keys, keys, q_ids, kv_ids), queries, check_types=checked)
     return run(q_BTNH, k_BSKH, v_BSKH, q_segment_ids_BT, kv_segment_ids_BS)
 
 
-def _ring_backend(asked: str, name: str) -> str:
-    if name in RING_PARTS:
-        return name
-    if asked == "auto":
-        return "blockwise"
-    raise ConfigError(
-        f"'{name}' has no form that goes round a ring; use auto, {', '.join(RING_PARTS)}, or "
-        "execution.context_attention = 'gather'",
-        key="execution.attention",
+def local_shape(q_shape: tuple[int, ...], kv_len: int, dtype: jnp.dtype) -> Shape:
+    """One device's part of a call on the current mesh, of queries [B, T, N, H] in all."""
+    B, T, _, H = q_shape
+    return Shape(
+        B // axis_size("batch"), T // axis_size("length"), kv_len, H, jnp.dtype(dtype).name
     )
 
 

@@ -48,7 +48,7 @@ class _Part:
         self.T, self.N, self.H = q_BTNH.shape[1:]
         self.S, self.K = k_BSKH.shape[1:3]
         # Halves of a shard are apart in the row: no block should hold the end of one.
-        self.blocks: Blocks = blocks_for(device_kind, self.T // 2, self.S // 2)
+        self.blocks: Blocks = blocks_for(device_kind, self.H, self.T // 2, self.S // 2)
         self.to_q = max(self.blocks.q, self.blocks.q_back)
         self.to_kv = max(self.blocks.kv, self.blocks.kv_back)
         self.order_T = q_order_BT[0]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from llama_jax.kernels.blocks import Blocks, blocks_for
+from llama_jax.kernels.blocks import Blocks, blocks_for, heads_at_once
 
 SAVED_NAME = "attention"  # of the output and the log-sum-exp, for remat policies
 
@@ -40,7 +40,7 @@ def splash_attention(
     """
     T, N, H = q_BTNH.shape[1:]
     S, K = k_BSKH.shape[1:3]
-    blocks = blocks or blocks_for(device_kind, T, S)
+    blocks = blocks or blocks_for(device_kind, H, T, S)
     to_q, to_kv = max(blocks.q, blocks.q_back), max(blocks.kv, blocks.kv_back)
     # The kernel doesn't scale; in float32, so that the rounding to q's dtype is the only one.
     q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
@@ -53,12 +53,38 @@ def splash_attention(
     attend = make_kernel(
         order_T, round_up(T, to_q), round_up(S, to_kv), blocks, interpret=interpret
     )
-    over_heads = jax.vmap(attend, in_axes=(0, 0, 0, None))
-    out_BKGTH: jax.Array = jax.vmap(over_heads)(q_BKGTH, k_BKSH, v_BKSH, ids)  # pyright: ignore
+    parts_bytes = (
+        (round_up(S, to_kv) // blocks.kv_back) * q_BKGTH[:, 0].size * q_BTNH.dtype.itemsize
+    )
+    at_once = heads_at_once(device_kind, K, parts_bytes) if blocks.fused else K
+    out_BKGTH = _over_heads(attend, at_once, q_BKGTH, k_BKSH, v_BKSH, ids)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(-1, round_up(T, to_q), N, H)[:, :T]
     # To the kernel segment 0 is a segment like others: its queries see its keys, and only those.
     # Emptied here, what comes back through them is 0 as well.
     return jnp.where((q_segment_ids_BT != 0)[..., None, None], out_BTNH, 0)
+
+
+def _over_heads(
+    attend: kernel.SplashAttentionKernel,
+    at_once: int,
+    q_BKGTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    ids: kernel.SegmentIds,
+) -> jax.Array:
+    """The kernel over rows and key-value heads, `at_once` of these at a time."""
+    # On chips whose device is two cores, dims that are mapped over are what the cores share out.
+    over_heads = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))
+    if at_once == k_BKSH.shape[1]:
+        return over_heads(q_BKGTH, k_BKSH, v_BKSH, ids)  # pyright: ignore[reportReturnType]
+    steps = k_BKSH.shape[1] // at_once
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(x.shape[0], steps, at_once, *x.shape[2:]), 1, 0)
+
+    arrays = tuple(split(x) for x in (q_BKGTH, k_BKSH, v_BKSH))
+    out: jax.Array = jax.lax.map(lambda some: over_heads(*some, ids), arrays)  # pyright: ignore
+    return jnp.moveaxis(out, 0, 1).reshape(q_BKGTH.shape)
 
 
 def make_kernel(

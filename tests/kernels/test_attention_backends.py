@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.kernels.attention import BACKENDS, BLOCKWISE_FROM, attention, choose_backend
+from llama_jax.kernels.attention import BACKENDS, attention
 from llama_jax.kernels.blockwise import blockwise_attention
 from llama_jax.kernels.masks import place_in_row
 from llama_jax.kernels.reference import reference_attention
@@ -183,13 +183,6 @@ def test_blockwise_memory_grows_with_the_length_not_with_its_square():
     short, long = (temporary_bytes(blocks_of(128), T) for T in (1024, 4096))
     assert long < 4.5 * short
     assert temporary_bytes(reference_attention, 4096) > 5 * long
-
-
-def test_auto_takes_the_reference_for_short_rows_and_blocks_for_long_ones():
-    assert choose_backend("auto", BLOCKWISE_FROM - 1) == "reference"
-    assert choose_backend("auto", BLOCKWISE_FROM) == "blockwise"
-    assert choose_backend("reference", 10**6) == "reference"
-    assert choose_backend("blockwise", 8) == "blockwise"
 
 
 def test_attention_runs_the_backend_that_it_is_told(monkeypatch):

@@ -43,11 +43,15 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryModel:
-    """Bytes at the peak, by what takes them."""
+    """Bytes at the peak, by what takes them.
+
+    `working` is the more of two moments: a layer's backward pass beside the gradients made so far,
+    and the loss, when there are none yet.
+    """
 
     params: float
     optimizer: float
-    gradients: float
+    gradients: float  # the sum over the microbatches before
     saved_activations: float
     working: float
 
@@ -90,14 +94,14 @@ def memory_model(config: RunConfig, sizes: Sizes) -> MemoryModel:
     model, execution = config.model, config.execution
     local_params = param_count(model) / sizes.state_shards
     param_bytes = _bytes(execution.param_dtype)
-    # With several microbatches the sum so far lies beside the gradient being made.
-    gradient_copies = 1 if sizes.microbatches == 1 else 2
+    gradients = 4 * local_params
+    in_backward = gradients + _layer_bytes(config, sizes)
     return MemoryModel(
         params=local_params * param_bytes,
         optimizer=_moment_bytes(config, local_params),
-        gradients=gradient_copies * 4 * local_params,
+        gradients=gradients if sizes.microbatches > 1 else 0.0,
         saved_activations=_saved_bytes(config, sizes),
-        working=max(_layer_bytes(config, sizes), _loss_bytes(config, sizes)),
+        working=max(in_backward, _loss_bytes(config, sizes)),
     )
 
 

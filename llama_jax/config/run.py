@@ -18,6 +18,7 @@ from llama_jax.config.model import ModelConfig
 
 DType = Literal["float32", "bfloat16"]
 FlagValue = str | bool | int | float
+MatmulPrecision = Literal["default", "int8", "fp8"]
 # Tensors of a layer that its backward pass reads, in the order in which they are made. q, k and v
 # are what attention reads: rotated. `swiglu` is what the down projection reads.
 CheckpointName = Literal[
@@ -54,6 +55,10 @@ class ExecutionConfig:
     # Tensors kept beside those of `remat`, and tensors kept in the host's memory instead.
     remat_save: tuple[CheckpointName, ...] = ()
     remat_offload: tuple[CheckpointName, ...] = ()
+    # Products of the layers' matrices, forward and backward: operands in the compute dtype, or
+    # rounded to 8 bits with a scale a row and column (needs the extra `quant`). Attention's own
+    # products, embedding and head stay in the compute dtype.
+    matmul_precision: MatmulPrecision = "default"
     scan_layers: bool = True
     # Tokens a chunk of the cross entropy on each device; bounds the float32 logits held at once.
     loss_chunk_size: Annotated[int, Positive] = 1024

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.run import ExecutionConfig
+from llama_jax.config.run import ExecutionConfig, MatmulPrecision
 from llama_jax.kernels.attention import attention
 from llama_jax.kernels.cached import cached_attention
 from llama_jax.models.cache import LayerCache, NewTokens
@@ -35,6 +35,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         std, dtype = config.init_std, execution.param_dtype
+        self.precision: MatmulPrecision = execution.matmul_precision
         self.execution = execution
         self.q_proj = weight(rngs, "q_proj", Q, (D, N, H), std, dtype)
         self.k_proj = weight(rngs, "k_proj", KV, (D, K, H), std, dtype)
@@ -82,9 +83,9 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries and keys rotated; as many key-value heads as the tensor axis needs."""
         x_BTD = lay_out(x_BTD, ACT)
-        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT)
-        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT)
-        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT)
+        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, self.precision)
+        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, self.precision)
+        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, self.precision)
         if self.biased:
             q_BTNH = add_bias(q_BTNH, self.q_bias[...], Q[1:])
             k_BTKH = add_bias(k_BTKH, self.k_bias[...], KV[1:])
@@ -111,7 +112,9 @@ class Attention(nnx.Module):
         )
 
     def _output(self, out_BTNH: jax.Array) -> jax.Array:
-        out_BTD = project("BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, RESIDUAL, "o_proj")
+        out_BTD = project(
+            "BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, RESIDUAL, self.precision, "o_proj"
+        )
         return add_bias(out_BTD, self.o_bias[...], ("norm",)) if self.biased else out_BTD
 
 

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from llama_jax.config.run import MatmulPrecision
 from llama_jax.models.split_matrix import SplitMatrix
-from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec
+from llama_jax.quantization.dot import Role, quantized_dot
+from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec, platform
 
 # How a row lies while a product is made of it, where that isn't how the result lies.
 GATHERED: dict[str | None, str] = {"residual_length": "length"}
@@ -26,6 +28,7 @@ def project(
     w: jax.Array | SplitMatrix,
     w_dims: Dims,
     out_dims: Dims,
+    precision: MatmulPrecision,
     name: str | None = None,
 ) -> jax.Array:
     """`einsum(spec, x, w)` in x's dtype, laid out by `out_dims`.
@@ -39,6 +42,8 @@ def project(
       w_dims: logical dims of w.
       out_dims: logical dims of the result; its rows are x's, gathered for the product where they
         are split as the residual stream's, which the result then is scattered to.
+      precision: of the product and of both products of its gradient. A split weight, which only
+        generates, has its own.
       name: under which a remat policy may keep the result.
     """
     x_letters, w_letters = spec.split("->")[0].split(",")
@@ -54,7 +59,8 @@ def project(
     w_CX = _merged(gathered, w_dims, (contracted, w.ndim - contracted))
     shape = (*x.shape[:rows], *w.shape[contracted:])
     layout = out_spec(out_dims, shape)
-    y_MX: jax.Array = _matmul(_merged_spec(layout, (*row_groups, w.ndim - contracted)), x_MC, w_CX)
+    merged = _merged_spec(layout, (*row_groups, w.ndim - contracted))
+    y_MX: jax.Array = _matmul(merged, precision, x_MC, w_CX)
     y = jnp.reshape(y_MX, shape, out_sharding=layout)
     return checkpoint_name(y, name) if name else y
 
@@ -82,31 +88,36 @@ def _merged_spec(spec: PartitionSpec | None, groups: tuple[int, ...]) -> Partiti
     return PartitionSpec(*(spec[start] for start in starts))
 
 
-# Its own gradient rule, since JAX's would multiply the float32 cotangent of the float32 result by
-# a bfloat16 operand: twice the bytes, and on a CPU a fifth of the speed. XLA's CPU backend has a
-# fast bfloat16 matmul for bfloat16 operands with a float32 result alone.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _matmul(layout: PartitionSpec | None, x_MC: jax.Array, w_CX: jax.Array) -> jax.Array:
-    return _dot(x_MC, w_CX, ((x_MC.ndim - 1,), (0,)), layout)
+# Its own gradient rule, since JAX's would multiply the float32 cotangent of a float32 result by a
+# bfloat16 operand: twice the bytes, and on a CPU a fifth of the speed.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _matmul(
+    layout: PartitionSpec | None, precision: MatmulPrecision, x_MC: jax.Array, w_CX: jax.Array
+) -> jax.Array:
+    return _dot(x_MC, w_CX, ((x_MC.ndim - 1,), (0,)), layout, precision)
 
 
 def _forward(
-    layout: PartitionSpec | None, x_MC: jax.Array, w_CX: jax.Array
+    layout: PartitionSpec | None, precision: MatmulPrecision, x_MC: jax.Array, w_CX: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _matmul(layout, x_MC, w_CX), (x_MC, w_CX)
+    return _matmul(layout, precision, x_MC, w_CX), (x_MC, w_CX)
 
 
 def _backward(
-    layout: PartitionSpec | None, saved: tuple[jax.Array, jax.Array], grad_MX: jax.Array
+    layout: PartitionSpec | None,
+    precision: MatmulPrecision,
+    saved: tuple[jax.Array, jax.Array],
+    grad_MX: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x_MC, w_CX = saved
     # Gradients lie as what they are gradients of; no mesh, no layout.
     x_layout, w_layout = (
         None if layout is None else jax.typeof(array).sharding.spec for array in saved
     )
-    rows = tuple(range(x_MC.ndim - 1))
-    grad_x_MC = _dot(grad_MX, w_CX, ((grad_MX.ndim - 1,), (1,)), x_layout)
-    return grad_x_MC, _dot(x_MC, grad_MX, (rows, rows), w_layout)
+    rows, columns = tuple(range(x_MC.ndim - 1)), (grad_MX.ndim - 1,)
+    grad_x_MC = _dot(grad_MX, w_CX, (columns, (1,)), x_layout, precision, ("gradient", "value"))
+    grad_w_CX = _dot(x_MC, grad_MX, (rows, rows), w_layout, precision, ("value", "gradient"))
+    return grad_x_MC, grad_w_CX
 
 
 _matmul.defvjp(_forward, _backward)
@@ -117,8 +128,16 @@ def _dot(
     b: jax.Array,
     contracted: tuple[tuple[int, ...], tuple[int, ...]],
     layout: PartitionSpec | None,
+    precision: MatmulPrecision,
+    roles: tuple[Role, Role] = ("value", "value"),
 ) -> jax.Array:
+    if precision != "default":
+        return quantized_dot(a, b, contracted, layout, precision, roles)
+    # XLA's CPU backend has a fast bfloat16 matmul for bfloat16 operands with a float32 result alone.
+    # Others sum in float32 anyway and round what they write; a float32 result would go through
+    # memory, and between devices, at twice the bytes.
+    wide = jnp.float32 if platform() == "cpu" else None
     y = jax.lax.dot_general(
-        a, b, (contracted, ((), ())), preferred_element_type=jnp.float32, out_sharding=layout
+        a, b, (contracted, ((), ())), preferred_element_type=wide, out_sharding=layout
     )
     return y.astype(a.dtype)

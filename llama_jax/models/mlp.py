@@ -7,7 +7,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.run import ExecutionConfig
+from llama_jax.config.run import ExecutionConfig, MatmulPrecision
 from llama_jax.models.matmul import add_bias, project
 from llama_jax.models.params import bias, weight
 from llama_jax.sharding.rules import Dims, lay_out
@@ -25,6 +25,7 @@ class MLP(nnx.Module):
     def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
         D, F = config.embed_dim, config.mlp_dim
         std, dtype = config.init_std, execution.param_dtype
+        self.precision: MatmulPrecision = execution.matmul_precision
         self.gate_proj = weight(rngs, "gate_proj", UP, (D, F), std, dtype)
         self.up_proj = weight(rngs, "up_proj", UP, (D, F), std, dtype)
         std_out = std / math.sqrt(2 * config.num_layers)
@@ -38,11 +39,12 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] in x's dtype; both x and the result lie as the residual stream."""
         x_BTD = lay_out(x_BTD, ACT)
-        gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, "gate_proj")
-        up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, "up_proj")
+        low = self.precision
+        gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, low, "gate_proj")
+        up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, low, "up_proj")
         if self.biased:
             gate_BTF = add_bias(gate_BTF, self.gate_bias[...], UP[1:])
             up_BTF = add_bias(up_BTF, self.up_bias[...], UP[1:])
         wide_BTF = checkpoint_name(jax.nn.silu(gate_BTF) * up_BTF, "swiglu")
-        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, RESIDUAL)
+        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, RESIDUAL, low)
         return add_bias(out_BTD, self.down_bias[...], ("norm",)) if self.biased else out_BTD

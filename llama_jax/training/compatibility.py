@@ -15,6 +15,7 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("execution.*", True),
     ("compiler.*", True),
     ("training.microbatches", True),
+    ("optimizer.offload_moments", True),
     ("hardware.*", True),
     ("compiler.*", True),
     # Who is told, when it is saved or looked at.

@@ -31,6 +31,7 @@ from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
 from llama_jax.models.init import make_model
+from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.training.assembly import assemble
 from llama_jax.training.compatibility import check_compatible
@@ -240,12 +241,16 @@ class _Run:
         return compressed_bits_per_byte(texts)
 
     def _say_devices(self) -> None:
-        hardware = self.config.hardware
+        hardware, devices = self.config.hardware, list(self.mesh.devices.flat)
+        chip = chip_of(devices[0].device_kind)
+        lost = chip and without_units(self.config.execution.matmul_precision, chip)
+        if lost:
+            self.say(lost)
         if hardware is None:
             return
-        meant, devices = find_slice(hardware.slice), list(self.mesh.devices.flat)
+        meant = find_slice(hardware.slice)
         wanted = meant.num_devices * hardware.slices
-        if chip_of(devices[0].device_kind) is not meant.chip or len(devices) != wanted:
+        if chip is not meant.chip or len(devices) != wanted:
             self.say(
                 f"hardware: made for {hardware.slices} x {meant.name} ({wanted} devices "
                 f"{meant.chip.device_kind}), runs on {len(devices)} devices "

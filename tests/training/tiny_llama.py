@@ -65,15 +65,22 @@ class Trainer:
 
 
 def make_trainer(
-    mesh_config=ONE, *, microbatches=1, clip_norm=1.0, optimizer=None, objective=None, schedule=None
+    mesh_config=ONE,
+    *,
+    microbatches=1,
+    clip_norm=1.0,
+    optimizer=None,
+    objective=None,
+    schedule=None,
+    execution=EXECUTION,
 ):
     devices = None if -1 in dataclasses.astuple(mesh_config) else _first_devices(mesh_config)
     mesh = make_mesh(mesh_config, devices)
     config = TrainingConfig(steps=STEPS, microbatches=microbatches, clip_norm=clip_norm)
     rates = make_schedule(schedule or SCHEDULE, STEPS)
-    objective = objective or make_objective(NextTokenConfig(z_loss=1e-4), EXECUTION)
+    objective = objective or make_objective(NextTokenConfig(z_loss=1e-4), execution)
     transform = make_optimizer(optimizer or AdamWConfig(), rates)
-    graphdef, layout = abstract_model(MODEL, EXECUTION, mesh)
+    graphdef, layout = abstract_model(MODEL, execution, mesh)
     params = jax.tree.map(lambda a, value: jax.device_put(value, a.sharding), layout, _weights())
     return Trainer(
         mesh,

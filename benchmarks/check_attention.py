@@ -1,8 +1,9 @@
 """The attention backends of this machine against `reference`, on one packed batch a head dim.
 
-    python benchmarks/check_attention.py            # on a GPU or TPU: its kernel, values and gradients
+    python benchmarks/check_attention.py
 
-What `train` does at its start, for the shapes of the released models.
+Its kernel on a GPU or TPU, values and gradients: what `train` does at its start, for the shapes of
+the released models.
 """
 
 import argparse

@@ -5,6 +5,7 @@ by JAX's heartbeats within `dead_after_s()`, or at once where its connections br
 module the others would wait for it in a collective, or abort with a C++ stack trace.
 """
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -14,7 +15,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
+
+import jax
 
 # JAX's own default is 100 s. A machine that is only slow beats in time: the beats come from a C++
 # thread that neither Python nor a compilation holds up.
@@ -23,8 +27,8 @@ DEAD_AFTER_VARIABLE = "LLAMA_JAX_DEAD_AFTER_S"
 
 FAILED_KEY = "llama_jax/failed"
 # How long a failed process stays for the others to read why; process 0 holds what they read.
-TELLING_S = 2.0
-ASKING_S = 10
+TELLING_S = 3.0
+ASKING_EVERY_S = 1.0
 
 LOST = (
     "another process of this run is gone: killed, preempted, or out of reach. This one ends too; "
@@ -51,8 +55,21 @@ def watch() -> None:
     """Have this process end when another one fails or dies. Nothing where it is alone."""
     if _client() is None:
         return
-    _end_on_abort()
-    threading.Thread(target=_wait_for_a_failure, name="peers", daemon=True).start()
+    restore = _end_on_abort()
+    stop = threading.Event()
+    thread = threading.Thread(target=_wait_for_a_failure, args=(stop,), name="peers", daemon=True)
+    thread.start()
+
+    def end() -> None:
+        # A thread that comes back from C++ while the interpreter goes away takes it down. So does
+        # the handler of aborts, which is of use until JAX has said goodbye to the others.
+        stop.set()
+        thread.join()
+        jax.distributed.shutdown()
+        restore()
+
+    # Called before what was registered earlier: JAX's own way out then finds nothing to do.
+    atexit.register(end)
 
 
 def explain(error: Exception) -> Exception:
@@ -117,13 +134,13 @@ def _tell(client: Any, message: str) -> None:
         client.key_value_set(FAILED_KEY, _one_line(message))
 
 
-def _wait_for_a_failure() -> None:
+def _wait_for_a_failure(stop: threading.Event) -> None:
     client = _client()
-    while client is _client():
+    while not stop.wait(ASKING_EVERY_S):
         try:
-            message = client.blocking_key_value_get(FAILED_KEY, ASKING_S * 1000)
+            message = client.key_value_try_get(FAILED_KEY)
         except Exception as error:
-            if "DEADLINE_EXCEEDED" in str(error):
+            if "NOT_FOUND" in str(error):
                 continue
             return  # the store is gone: JAX tells that by itself
         if message.startswith(f"process {_number()} "):
@@ -132,23 +149,28 @@ def _wait_for_a_failure() -> None:
         os._exit(1)
 
 
-def _end_on_abort() -> None:
-    """On SIGABRT say one line and exit with 1.
+def _end_on_abort() -> Callable[[], None]:
+    """On SIGABRT say one line and exit with 1; returns what undoes this.
 
     JAX aborts the process when another is dead. Python's own handlers come too late for that:
     they run between bytecodes, and `abort` doesn't return.
     """
+    libc = ctypes.CDLL(None)
     handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
+    def restore() -> None:
+        libc.signal(signal.SIGABRT, None)  # SIG_DFL is 0
+
     def handle(number: int) -> None:
+        restore()
         _say(f"aborted, most likely because {LOST}. What stands above says more")
         os._exit(1)
 
     # Kept for the life of the process, for C holds only its address.
     global _abort_handler
     _abort_handler = handler_type(handle)
-    libc = ctypes.CDLL(None)
     libc.signal(signal.SIGABRT, _abort_handler)
+    return restore
 
 
 _abort_handler: Any = None

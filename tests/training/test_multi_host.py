@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-STEPS = 24
+STEPS = 12
 SMALL = [
     f"training.steps={STEPS}",
     "training.sample_prompts=[]",
@@ -25,7 +25,7 @@ SMALL = [
     "data.sources.0.text.max_bytes=60000",
     "data.held_out=[]",
 ]
-# The order of float32 sums differs between meshes; over 24 updates the losses drift by this much.
+# The order of float32 sums differs between meshes; over 12 updates the losses drift by this much.
 FLOAT32_NOISE = 2e-4
 # How soon the others end when a process dies whose connections break, on a busy machine.
 STOP_S = 30
@@ -153,24 +153,34 @@ def test_2_processes_stop_together_at_one_sigterm_and_4_go_on_to_the_same_losses
     assert_same(losses(four.run_dir), alone)
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-def test_when_one_of_4_is_killed_the_others_end_soon_and_2_go_on_to_the_same_losses(
-    job, alone, victim
-):
+def assert_says_that_another_is_gone(line):
+    assert line.startswith("llama-jax: error: ")
+    assert "another process of this run is gone" in line
+    assert "the same command on all of them goes on from the last checkpoint" in line
+
+
+def test_when_one_of_4_is_killed_the_others_end_soon_and_2_go_on_to_the_same_losses(job, alone):
     four = job(4)
     four.wait_for_step(6)
-    four.processes[victim].kill()
+    four.processes[2].kill()
     killed_s = time.monotonic()
-    four.finish(*(-signal.SIGKILL if number == victim else 1 for number in range(4)))
+    four.finish(1, 1, -signal.SIGKILL, 1)
     assert time.monotonic() - killed_s < STOP_S
-    for number in set(range(4)) - {victim}:
-        line = four.last_line(number)
-        assert line.startswith("llama-jax: error: ")
-        assert "another process of this run is gone" in line
-        assert "the same command on all of them goes on from the last checkpoint" in line
+    for number in (0, 1, 3):
+        assert_says_that_another_is_gone(four.last_line(number))
     two = job(2)
     two.finish(0, 0)
     assert_same(losses(two.run_dir), alone)
+
+
+def test_when_the_process_that_coordinates_is_killed_the_other_ends_as_soon(job):
+    two = job(2)
+    two.wait_for_step(2)
+    two.processes[0].kill()
+    killed_s = time.monotonic()
+    two.finish(-signal.SIGKILL, 1)
+    assert time.monotonic() - killed_s < STOP_S
+    assert_says_that_another_is_gone(two.last_line(1))
 
 
 def test_a_process_that_only_falls_silent_is_missed_in_the_time_that_is_set(job):
@@ -181,12 +191,12 @@ def test_a_process_that_only_falls_silent_is_missed_in_the_time_that_is_set(job)
     stopped_s = time.monotonic()
     assert two.processes[0].wait(timeout=120) == 1
     assert time.monotonic() - stopped_s < 10 + STOP_S
-    assert "another process of this run is gone" in two.last_line(0)
+    assert_says_that_another_is_gone(two.last_line(0))
 
 
 def test_a_process_that_fails_tells_the_others_why(job):
     two = job(2, own={1: ["data.sources.0.text.path=/nowhere"]})
-    two.finish(1, 1)
+    two.finish(1, 2)
     assert "/nowhere" in two.last_line(1)
     line = two.last_line(0)
     assert line.startswith("llama-jax: error: process 1 on ")

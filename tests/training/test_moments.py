@@ -77,6 +77,13 @@ def test_a_resumed_run_with_rounded_offloaded_moments_is_the_uninterrupted_one(t
         to_numpy((whole.state.params, whole.state.opt_state)),
     )
     assert again.step.compilations == 1
+    # The same checkpoint goes on with its moments on the device.
+    on_device = make_optimizer(AdamWConfig(moments="bfloat16"), make_schedule(SCHEDULE, STEPS))
+    with jax.set_mesh(again.mesh), Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        wanted = abstract_state(params, on_device, jax.random.key(7))
+        moved = checkpoints.restore_latest(wanted).state
+    kinds = {array.sharding.memory_kind for array in jax.tree.leaves(moved)}
+    assert kinds == {"device"}
 
 
 def test_a_bad_batch_leaves_moments_on_the_host_too():

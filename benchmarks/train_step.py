@@ -207,7 +207,7 @@ def run_torch(case: Case) -> dict:
     )
     cuda = case.device == "gpu"
     device = torch.device("cuda" if cuda else "cpu")
-    model = model.to(device)
+    model = model.to(device)  # pyright: ignore[reportArgumentType]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )

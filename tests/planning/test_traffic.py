@@ -60,7 +60,7 @@ def test_a_shape_is_its_arrays_with_types_sizes_and_memories():
             32 * KIB,
             0,
         ),
-        (  # an offloaded tensor goes to its place in the host's stack of all layers', and comes back
+        (  # an offloaded tensor goes to its place in the host's stack of layers, and comes back
             f"  %a = f32[256,128]{HOST} parameter(0)\n  %u = f32[8,128]{HBM} parameter(1)\n"
             f"  %i = s32[]{{:S(2)}} parameter(2)\n"
             f"  %x = ((f32[256,128]{HOST}, f32[8,128]{HBM}, s32[], s32[]), f32[256,128]{HOST}, "

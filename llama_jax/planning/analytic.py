@@ -13,7 +13,7 @@ import math
 
 from llama_jax.config.hardware import Slice
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.run import AdafactorConfig, LionConfig, MuonConfig, RunConfig
+from llama_jax.config.run import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, RunConfig
 from llama_jax.models.accounting import flops_per_token, matmul_params, param_count
 from llama_jax.models.remat import offloaded_names, saved_names, token_widths
 from llama_jax.planning.estimate import ici_bytes_per_s
@@ -69,11 +69,12 @@ class TimeModel:
     hbm: float
     ici: float
     dcn: float
+    host: float
 
     @property
     def estimate(self) -> float:
         """What the search ranks by before compiling."""
-        return max(self.compute + self.hbm, self.ici, self.dcn)
+        return max(self.compute + self.hbm, self.ici, self.dcn, self.host)
 
 
 def sizes_of(config: RunConfig, num_devices: int, slices: int = 1) -> Sizes:
@@ -118,18 +119,30 @@ def time_model(config: RunConfig, sizes: Sizes, slice_: Slice) -> TimeModel:
         hbm=_elementwise_bytes(config, sizes) / chip.device_hbm_bytes_per_s,
         ici=within / ici_bytes_per_s(slice_),
         dcn=between / chip.dcn_bytes_per_s * chip.devices_per_chip,
+        host=_host_bytes(config, sizes) / chip.pcie_bytes_per_s * chip.devices_per_chip,
     )
 
 
 def _moment_bytes(config: RunConfig, local_params: float) -> float:
+    """Moments on the device."""
     optimizer = config.optimizer
     if isinstance(optimizer, AdafactorConfig):
         return 0.0
     if isinstance(optimizer, LionConfig | MuonConfig):
         return 4 * local_params
-    if getattr(optimizer, "offload_moments", False):
-        return 0.0
-    return 2 * _bytes(getattr(optimizer, "moments", "float32")) * local_params
+    return 0.0 if optimizer.offload_moments else 2 * _bytes(optimizer.moments) * local_params
+
+
+def _host_bytes(config: RunConfig, sizes: Sizes) -> float:
+    """What goes to the host's memory and comes back, a step."""
+    model, optimizer, widths = config.model, config.optimizer, token_widths(config.model)
+    offloaded = sum(widths[name] for name in offloaded_names(config.execution)) / sizes.tensor
+    tokens = sizes.tokens * sizes.microbatches * model.num_layers
+    activations = tokens * offloaded * _bytes(config.execution.compute_dtype)
+    moments = 0.0
+    if isinstance(optimizer, AdamWConfig) and optimizer.offload_moments:
+        moments = 2 * _bytes(optimizer.moments) * param_count(model) / sizes.state_shards
+    return 2 * (activations + moments)
 
 
 def _saved_bytes(config: RunConfig, sizes: Sizes) -> float:

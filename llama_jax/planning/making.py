@@ -28,6 +28,14 @@ _OF_A_DEVICE = (
     *("params_bytes", "optimizer_bytes", "gradient_bytes", "batch_bytes"),
     *("executed_flops", "hbm_traffic_bytes"),
 )
+# Settings that a plan tells where they aren't the default.
+_TOLD = {
+    "execution": (
+        *("param_dtype", "compute_dtype", "attention", "context_attention", "matmul_precision"),
+        *("remat_save", "remat_offload", "scan_layers", "loss_chunk_size"),
+    ),
+    "optimizer": ("moments", "offload_moments"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +151,18 @@ def _of_a_chip(use: dict[str, Any], chip: Chip) -> CollectiveUse:
 
 def _settings(config: RunConfig) -> dict[str, Any]:
     """What of a run bears on its memory and time, beside mesh and model."""
-    execution = config.execution
     found: dict[str, Any] = {
         "batch_size": config.data.batch_size,
         "seq_len": config.data.seq_len,
         "microbatches": config.training.microbatches,
-        "remat": execution.remat,
+        "remat": config.execution.remat,
+        "optimizer": config.optimizer.kind,
     }
-    for name in ("remat_save", "remat_offload"):
-        if getattr(execution, name):
-            found[name] = "+".join(getattr(execution, name))
-    return {**found, "optimizer": config.optimizer.kind}
+    # Of the rest, what isn't left as it comes.
+    for table, names in _TOLD.items():
+        settings = getattr(config, table)
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            if field.name in names and value != field.default:
+                found[field.name] = "+".join(value) if isinstance(value, tuple) else value
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from llama_jax.config.loading import ConfigError
 from llama_jax.planning.memory_report import Buffer
 
-BOUNDS = ("compute", "hbm", "ici", "dcn")
+BOUNDS = ("compute", "hbm", "ici", "dcn", "host")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Plan:
 
     @property
     def pessimistic_s(self) -> float:
-        """The estimate with nothing hidden that the schedule doesn't hide."""
-        return self.time_s["estimate"] + self.time_s["exposed"]
+        """The estimate with nothing hidden that the schedule doesn't hide, or the host's bound."""
+        return max(self.time_s["estimate"] + self.time_s["exposed"], self.time_s["host"])
 
     @property
     def mfu(self) -> float:

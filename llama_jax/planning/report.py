@@ -11,6 +11,7 @@ _BOUND_NAMES = {
     "hbm": "HBM traffic",
     "ici": "ICI, between chips",
     "dcn": "DCN, between slices",
+    "host": "PCIe, to the host's memory",
 }
 
 

@@ -58,6 +58,7 @@ PLAN = Plan(
         "hbm": 1.2,
         "ici": 0.3,
         "dcn": 0.0,
+        "host": 0.0,
         "estimate": 2.0,
         "exposed": 0.25,
     },

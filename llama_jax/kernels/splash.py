@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from llama_jax.kernels.blocks import Blocks, blocks_for, heads_at_once
+from llama_jax.kernels.blocks import Blocks, backward_plan, blocks_for
 
 SAVED_NAME = "attention"  # of the output and the log-sum-exp, for remat policies
 
@@ -41,6 +41,8 @@ def splash_attention(
     T, N, H = q_BTNH.shape[1:]
     S, K = k_BSKH.shape[1:3]
     blocks = blocks or blocks_for(device_kind, H, T, S)
+    queries_bytes = q_BTNH.size // K * q_BTNH.dtype.itemsize
+    blocks, at_once = backward_plan(device_kind, blocks, K, queries_bytes, S)
     to_q, to_kv = max(blocks.q, blocks.q_back), max(blocks.kv, blocks.kv_back)
     # The kernel doesn't scale; in float32, so that the rounding to q's dtype is the only one.
     q_BTNH = (q_BTNH.astype(jnp.float32) * H**-0.5).astype(q_BTNH.dtype)
@@ -53,10 +55,6 @@ def splash_attention(
     attend = make_kernel(
         order_T, round_up(T, to_q), round_up(S, to_kv), blocks, interpret=interpret
     )
-    parts_bytes = (
-        (round_up(S, to_kv) // blocks.kv_back) * q_BKGTH[:, 0].size * q_BTNH.dtype.itemsize
-    )
-    at_once = heads_at_once(device_kind, K, parts_bytes) if blocks.fused else K
     out_BKGTH = _over_heads(attend, at_once, q_BKGTH, k_BKSH, v_BKSH, ids)
     out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(-1, round_up(T, to_q), N, H)[:, :T]
     # To the kernel segment 0 is a segment like others: its queries see its keys, and only those.

@@ -12,7 +12,7 @@ from llama_jax.config.hardware import CHIPS, GIB
 from llama_jax.config.run import MeshConfig
 from llama_jax.kernels import splash
 from llama_jax.kernels.attention import attention
-from llama_jax.kernels.blocks import Blocks, blocks_for, fitting, heads_at_once
+from llama_jax.kernels.blocks import Blocks, backward_plan, blocks_for, fitting
 from llama_jax.kernels.masks import place_in_row
 from llama_jax.kernels.reference import reference_attention
 from llama_jax.sharding.mesh import make_mesh
@@ -103,7 +103,7 @@ def test_a_shard_whose_last_query_sees_half_of_the_keys_gives_the_rest_no_gradie
 
 def test_heads_taken_some_at_a_time_give_the_same(monkeypatch):
     *arrays, ids_BT = case(1, 128, 4, 2, 64)
-    monkeypatch.setattr(splash, "heads_at_once", lambda *_: 1)
+    monkeypatch.setattr(splash, "backward_plan", lambda kind, blocks, *_: (blocks, 1))
     got = values(interpreted(TINY), *arrays, ids_BT, ids_BT)
     check(got, values(reference_attention, *arrays, ids_BT, ids_BT))
 
@@ -131,9 +131,26 @@ def test_blocks_are_cut_to_rows_that_are_shorter_or_no_multiple():
 
 
 def test_partial_gradients_of_queries_are_held_for_as_many_heads_as_memory_allows():
-    kind = CHIPS["v5e"].device_kind  # 15.75 GiB: 504 MiB for them
-    assert heads_at_once(kind, 8, GIB // 32) == 8
-    assert heads_at_once(kind, 8, GIB // 8) == 2
-    assert heads_at_once(kind, 6, GIB // 8) == 3
-    assert heads_at_once(kind, 8, 100 * GIB) == 1
-    assert heads_at_once("cpu", 8, 100 * GIB) == 8
+    kind = CHIPS["v5e"].device_kind  # 15.75 GiB: 672 MiB for them
+    row = blocks_for(kind, 128, 8192, 8192)
+
+    def plan(heads, one_head_mib, kind=kind):
+        blocks, at_once = backward_plan(kind, row, heads, one_head_mib * GIB // 2**10 // 8, 8192)
+        return at_once if blocks.fused else "two kernels"
+
+    assert plan(8, 64) == 8  # Llama 3.1 8B, a row of 8192 tokens
+    assert plan(8, 128) == 4
+    assert plan(6, 256) == 2
+    assert plan(8, 600) == 1
+    assert plan(8, 700) == "two kernels"
+    assert plan(8, 700, kind="cpu") == 8
+
+
+def test_long_rows_take_more_keys_a_block_backward():
+    kind = CHIPS["v5p"].device_kind
+    assert blocks_for(kind, 128, 8192, 131072) == Blocks(1024, 1024, 512, 1024, 2048, 512)
+    # Both paddings must serve both passes.
+    for length in (100, 1100, 3000, 33000, 131072):
+        row = blocks_for(kind, 128, length, length)
+        assert max(row.kv, row.kv_back) % min(row.kv, row.kv_back) == 0
+        assert row.kv % row.kv_compute == row.kv_back % row.kv_back_compute == 0

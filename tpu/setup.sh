@@ -16,11 +16,20 @@ read_settings
 need SLICE_NAME SLICE_PROJECT SLICE_ZONE SLICE_ACCELERATOR_TYPE
 trap 'rm -f "${archive:-}"; tell_what_runs' EXIT
 
+# A download without git's folder is sent but for what is made in it.
+list_files() {
+  if git -C "$HERE/.." rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+    git -C "$HERE/.." ls-files -z --cached --others --exclude-standard
+  else
+    (cd "$HERE/.." && find . -type f ! -path './.venv*' ! -path './.cache/*' ! -path './runs/*' -print0)
+  fi
+}
+
 # The folder is emptied of an earlier copy, but its environment stays and is only brought up to date.
 unpack='mkdir -p llama-jax && cd llama-jax && find . -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +'
 if [[ $SLICE_SOURCE == local ]]; then
   archive=$(mktemp --suffix=.tar.gz)
-  git -C "$HERE/.." ls-files -z --cached --others --exclude-standard |
+  list_files |
     tar --create --gzip --file="$archive" --directory="$HERE/.." --null --files-from=- --ignore-failed-read
   unpack+=' && tar xzf ~/llama-jax.tar.gz && bash tpu/worker.sh install'
 else

@@ -39,6 +39,16 @@ def wait_for(worker, expected):
     assert state(worker) == expected
 
 
+def kill(worker):
+    """All of the command's session, once it has one."""
+    pid = int((worker.job / "pid").read_text())
+    for _ in range(100):
+        if os.getpgid(pid) == pid:
+            break
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+
+
 def test_the_state_goes_from_absent_to_running_to_the_exit_code(worker):
     assert state(worker) == "absent"
     assert (
@@ -69,14 +79,13 @@ def test_stop_asks_the_command_to_end_and_its_code_is_kept(worker):
 
 def test_a_killed_machine_or_a_reboot_counts_as_killed(worker):
     worker("start", "sleep", "60")
-    group = int((worker.job / "pid").read_text())
-    os.killpg(group, signal.SIGKILL)
+    kill(worker)
     wait_for(worker, "exited 137")
     worker("start", "sleep", "60")
     assert state(worker) == "running"
     (worker.job / "boot").write_text("another\n")
     assert state(worker) == "exited 137"
-    os.killpg(int((worker.job / "pid").read_text()), signal.SIGKILL)
+    kill(worker)
 
 
 def test_an_unknown_verb_is_told(worker):

@@ -69,7 +69,9 @@ def close(got, wanted):
 
 
 @pytest.mark.parametrize("context", ["gather", "ring"])
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh", [pytest.param(m, marks=[] if "tensor" in m else pytest.mark.slow) for m in MESHES]
+)
 def test_blocks_on_shards_give_the_values_and_gradients_of_the_whole_row(mesh, context):
     inputs = case(2, 40 if mesh == "context 2" else 48, 4, 2, 8)
     got = sharded(MESHES[mesh], *inputs, backend="blockwise", context=context)

@@ -60,12 +60,10 @@ def unsharded(config):
     return gradients(config, dataclasses.replace(EXECUTION, attention="reference"))
 
 
-# Those that hold all kinds of layout at least once; the others take as long again.
+# Those that hold all kinds of layout at least once; the others take much longer.
 QUICK = {
-    "fsdp 8",
     "tensor 4, over the 2 kv heads",
     "context 8, ring",
-    "fsdp 2 x context 2 x tensor 2",
     "data 2 x context 2 x tensor 2, ring",
 }
 

@@ -47,6 +47,7 @@ TABLE: dict[tuple[str, int, int], Blocks] = {
     for chip in ("v4", "v5e", "v5p", "v6e", "tpu7x")
     for keys, row in ((0, _ROW), (LONG_FROM, _LONG))
 }
+TABLE["v4", 128, LONG_FROM] = dataclasses.replace(_LONG, q_back=512)  # 16 MiB of VMEM are all
 # A kind or head dim that isn't in the table, and the interpreter on a CPU.
 OTHERWISE = Blocks(512, 512, 512, 512, 512, 512)
 

@@ -1,7 +1,8 @@
 """Attention on TPU: JAX's Pallas kernel (splash attention) under this project's masks.
 
 Causal within segments, by each query's place in the row; grouped queries read their one key-value
-head from HBM. Blocks that no query sees are skipped in both passes.
+head from HBM. Blocks that no query sees are skipped in both passes. Tokamax's form of the kernel
+compiles to 3 % fewer instruction bundles and isn't worth its pins (docs/performance.md).
 B batch, T queries, S keys, N query heads, K key-value heads, G = N / K, H head dim,
 I blocks of queries, J blocks of keys.
 """

@@ -63,6 +63,7 @@ def test_a_backend_with_a_wrong_mask_is_refused(monkeypatch, fault, what):
     assert said(check=False).endswith("not checked")
 
 
+@pytest.mark.short
 def test_wrong_gradients_and_nan_are_refused_too(monkeypatch):
     def broken(q, k, v, **options):
         right = blockwise_attention(q, k, v, **options)

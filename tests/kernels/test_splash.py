@@ -101,6 +101,7 @@ def test_a_shard_whose_last_query_sees_half_of_the_keys_gives_the_rest_no_gradie
     assert np.all(np.asarray(got[2])[:, 128:] == 0.0)
 
 
+@pytest.mark.short
 def test_heads_taken_some_at_a_time_give_the_same(monkeypatch):
     *arrays, ids_BT = case(1, 128, 4, 2, 64)
     monkeypatch.setattr(splash, "backward_plan", lambda kind, blocks, *_: (blocks, 1))
@@ -119,6 +120,7 @@ def test_on_a_mesh_it_equals_one_device():
         check(values(backend, q, k, v, pull, ids_BT, ids_BT), wanted)
 
 
+@pytest.mark.short
 def test_blocks_are_cut_to_rows_that_are_shorter_or_no_multiple():
     kind = CHIPS["v5e"].device_kind
     assert blocks_for(kind, 128, 8192, 8192) == Blocks(1024, 1024, 512, 1024, 1024, 512)

@@ -13,7 +13,14 @@ import math
 
 from llama_jax.config.hardware import Slice
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.run import AdafactorConfig, AdamWConfig, LionConfig, MuonConfig, RunConfig
+from llama_jax.config.run import (
+    AdafactorConfig,
+    AdamWConfig,
+    CheckpointName,
+    LionConfig,
+    MuonConfig,
+    RunConfig,
+)
 from llama_jax.models.accounting import flops_per_token, matmul_params, param_count
 from llama_jax.models.remat import offloaded_names, saved_names, token_widths
 from llama_jax.planning.estimate import ici_bytes_per_s
@@ -21,6 +28,8 @@ from llama_jax.sharding.mesh import AXES, axis_sizes
 
 # Share of peak that the matmuls of a compiled step reach, by the compiler's own cycles.
 MATMUL_EFFICIENCY = 0.9
+# Of the last dim of a tile in HBM.
+LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +105,7 @@ def memory_model(config: RunConfig, sizes: Sizes) -> MemoryModel:
     local_params = param_count(model) / sizes.state_shards
     param_bytes = _bytes(execution.param_dtype)
     gradients = 4 * local_params
-    in_backward = gradients + _layer_bytes(config, sizes)
+    in_backward = gradients + _layer_bytes(config, sizes) + _cast_bytes(config, sizes)
     return MemoryModel(
         params=local_params * param_bytes,
         optimizer=_moment_bytes(config, local_params),
@@ -148,12 +157,32 @@ def _host_bytes(config: RunConfig, sizes: Sizes) -> float:
 def _saved_bytes(config: RunConfig, sizes: Sizes) -> float:
     """What all layers keep on the device for their backward pass."""
     execution, model = config.execution, config.model
-    widths = token_widths(model)
+    widths = _stored_widths(model)
     kept = set(saved_names(execution)) - set(offloaded_names(execution))
     elements = sum(widths[name] for name in kept) / sizes.tensor
     softmax_stats = 4 * model.num_heads / sizes.tensor if "attention" in kept else 0
     per_token = elements * _bytes(execution.compute_dtype) + softmax_stats
     return model.num_layers * sizes.tokens * per_token
+
+
+def _stored_widths(model: ModelConfig) -> dict[CheckpointName, int]:
+    """Elements a token and layer as they lie in HBM: heads are padded to the lanes of a tile."""
+    padding = -(-model.head_dim // LANES) * LANES / model.head_dim
+    return {
+        name: round(width * padding) if name in ("q", "k", "v") else width
+        for name, width in token_widths(model).items()
+    }
+
+
+def _cast_bytes(config: RunConfig, sizes: Sizes) -> float:
+    """Weights in the compute dtype.
+
+    Where they aren't gathered the compiler casts all layers' once, before the loop over layers.
+    """
+    execution = config.execution
+    if sizes.fsdp > 1 or execution.param_dtype == execution.compute_dtype:
+        return 0.0
+    return param_count(config.model) / sizes.tensor * _bytes(execution.compute_dtype)
 
 
 def _layer_bytes(config: RunConfig, sizes: Sizes) -> float:

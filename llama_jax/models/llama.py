@@ -235,7 +235,7 @@ class Llama(nnx.Module):
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         table = self.embedding[...]
         if isinstance(table, SplitMatrix):
-            return table.rows(tokens_BT, TOKENS, ACT)
+            return table.rows(tokens_BT, TOKENS, RESIDUAL)
         x_BTD = look_up(table, tokens_BT, self.execution.compute_dtype)
         return lay_out(x_BTD, RESIDUAL)
 

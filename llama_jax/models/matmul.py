@@ -133,9 +133,9 @@ def _dot(
 ) -> jax.Array:
     if precision != "default":
         return quantized_dot(a, b, contracted, layout, precision, roles)
-    # XLA's CPU backend has a fast bfloat16 matmul for bfloat16 operands with a float32 result alone.
-    # Others sum in float32 anyway and round what they write; a float32 result would go through
-    # memory, and between devices, at twice the bytes.
+    # XLA's CPU backend has a fast bfloat16 matmul for bfloat16 operands with a float32 result
+    # alone. Others sum in float32 anyway and round what they write; a float32 result would go
+    # through memory, and between devices, at twice the bytes.
     wide = jnp.float32 if platform() == "cpu" else None
     y = jax.lax.dot_general(
         a, b, (contracted, ((), ())), preferred_element_type=wide, out_sharding=layout

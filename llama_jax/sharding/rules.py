@@ -56,7 +56,7 @@ def current_mesh() -> AbstractMesh:
 
 
 def platform() -> str:
-    """"tpu", "gpu" or "cpu": of the current mesh's devices, there or described, or JAX's own."""
+    """ "tpu", "gpu" or "cpu": of the current mesh's devices, there or described, or JAX's own."""
     device = current_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -128,6 +128,9 @@ def test_on_a_tpu_exactly_the_offloaded_bytes_are_the_hosts(topology):
         stacks = re.findall(rf"bf16\[4,1,64,{width}\]{{[^}}]*}}", compiled.as_text())
         assert stacks
         assert all("S(5)" in stack for stack in stacks), stacks
+    # Weights are cast a layer at a time: no bfloat16 copy of all layers' is kept on the side.
+    assert "f32[4,64,512]" in compiled.as_text()
+    assert "bf16[4,64,512]" not in compiled.as_text()
 
 
 def compile_gradient(config, execution, mesh, T):

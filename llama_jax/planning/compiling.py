@@ -26,17 +26,10 @@ from llama_jax.planning.memory_report import Buffer, read_memory_report
 from llama_jax.planning.program_text import ProgramError
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.training.assembly import Assembly, assemble
+from llama_jax.training.local_tpu import QUIET_ENVIRONMENT
 
-# Kept off the metadata server of clouds that this machine isn't in, off other processes' lock, and
-# quiet: without the last four libtpu writes several lines to stderr at its start.
-_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
-}
+# Without these libtpu writes several lines to stderr at its start.
+_ENVIRONMENT = {**QUIET_ENVIRONMENT, "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
 # How many buffers a plan keeps, the largest.
 LARGEST_BUFFERS = 8
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -19,7 +19,7 @@ from llama_jax.models.init import abstract_model
 from llama_jax.sharding.mesh import AXES
 from llama_jax.sharding.rules import param_spec
 
-TOLERANCE = 4e-6  # relative to the largest value: float32 sums in another order
+TOLERANCE = 3e-6  # relative to the largest value: float32 sums in another order
 
 
 @functools.cache
@@ -40,6 +40,9 @@ LOGITS_CASES = [
     ("tensor 8, over the 2 kv heads", "reference"),
     ("fsdp 2 x context 4, ring", "blockwise"),
     ("data 2 x context 2 x tensor 2", "reference"),
+    ("data 8", "reference"),
+    ("fsdp 4 x context 2", "reference"),
+    ("context 8", "reference"),
 ]
 
 

@@ -79,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_config(args.run, args.set)
     slice_, slices = _target(config, args.topology, args.slices)
     planner = _planner(args, slice_, slices)
+    from llama_jax.quantization.dot import without_units
+
+    lost = without_units(config.execution.matmul_precision, slice_.chip)
+    if lost:
+        _say_on_stderr(lost)
     if args.search:
         return _search(args, config, planner)
     from llama_jax.planning.compiling import OutOfMemoryError

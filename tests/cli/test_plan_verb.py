@@ -94,3 +94,17 @@ def test_a_machine_without_the_compiler_is_told_what_to_install(monkeypatch, cap
     error = capsys.readouterr().err
     assert "pip install 'llama-jax[tpu]'" in error
     assert error.count("\n") == 1
+
+
+def test_8_bit_products_on_a_chip_without_units_for_them_are_told(run_file, capsys, monkeypatch):
+    pytest.importorskip("libtpu")
+
+    def refuse(*arguments):
+        raise compiling.PlanError("not compiled in this test")
+
+    monkeypatch.setattr("llama_jax.planning.making.Planner.plan", refuse)
+    for precision, told in (("fp8", True), ("int8", False)):
+        assert main(["plan", run_file, "--set", f"execution.matmul_precision={precision}"]) == 1
+        error = capsys.readouterr().err
+        assert ("'fp8' gains no speed on v5e" in error) == told
+        assert "not compiled in this test" in error

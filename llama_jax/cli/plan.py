@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan; 0 when it fits, 1 when it doesn't."""
+    _refuse_what_has_no_effect(args)
     if args.diff:
         return _diff(args)
     if args.run is None:
@@ -95,6 +96,22 @@ def run(args: argparse.Namespace) -> int:
         return _does_not_fit(args, config, planner, name, error)
     _show(args, plan, config, slice_)
     return 0
+
+
+def _refuse_what_has_no_effect(args: argparse.Namespace) -> None:
+    mode = "--diff" if args.diff else "--search" if args.search else None
+    if args.out and mode != "--search":
+        raise ConfigError("only --search writes a run", key="--out")
+    if args.diff and args.run is not None:
+        raise ConfigError("--diff names both of its plans itself", key="run")
+    of_one_plan = {
+        "--picture": args.picture,
+        "--price-per-chip-hour": args.price_per_chip_hour,
+        "--storage-gb-per-s": args.storage_gb_per_s,
+    }
+    for name, value in of_one_plan.items():
+        if mode and value is not None:
+            raise ConfigError(f"has no effect with {mode}", key=name)
 
 
 def _target(config: RunConfig, topology: str | None, slices: int | None) -> tuple[Slice, int]:

@@ -78,6 +78,9 @@ def test_a_run_is_planned_once_and_then_remembered(run_file, tmp_path, capsys, m
         (["tiny", "--topology", "v5e-17"], "no slice is called 'v5e-17' (did you mean 'v5e-16'?)"),
         (["tiny", "--topology", "v5e-1", "--set", "mesh.fsdp=3"], "there are 1 devices"),
         (["--diff", "a.json", "b.json"], "a.json: no such file"),
+        (["tiny", "--diff", "a.json", "b.json"], "run: --diff names both of its plans itself"),
+        (["tiny", "--out", "x.toml"], "--out: only --search writes a run"),
+        (["tiny", "--search", "--picture", "x.png"], "--picture: has no effect with --search"),
     ],
 )
 def test_a_bad_argument_is_one_line(arguments, message, capsys):

@@ -5,6 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+# The `data` table's parts under their old address too: most of the package takes all from here.
+from llama_jax.config.data import ConversationsConfig as ConversationsConfig
+from llama_jax.config.data import DataConfig as DataConfig
+from llama_jax.config.data import PreferencesConfig as PreferencesConfig
+from llama_jax.config.data import SourceConfig as SourceConfig
+from llama_jax.config.data import TextConfig as TextConfig
 from llama_jax.config.hardware import find_slice
 from llama_jax.config.loading import (
     ConfigError,
@@ -90,67 +96,6 @@ class MeshConfig:
             raise ConfigError("0 devices; use 1, or -1 for all that are left", key=zero[0])
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"at most one axis may be -1, got {sizes}", key="fsdp")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Raw text: a file, a directory, a glob, or `stdlib` (this Python's own library sources)."""
-
-    path: str
-    # Field of .jsonl and Parquet records.
-    text_field: str = "text"
-    # Suffixes taken from a directory.
-    suffixes: tuple[str, ...] = (
-        *(".txt", ".md", ".py"),
-        *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
-        ".parquet",
-    )
-    # Files, or whole top-level modules of `stdlib`, are kept aside by a hash of their name.
-    part: Literal["all", "train", "held_out"] = "all"
-    held_out_fraction: Annotated[float, Fraction] = 0.05
-    # Stop after this many bytes of text; None takes all.
-    max_bytes: Annotated[int, Positive] | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """One source: `shards` already built by `data build`, or `text` built on first use."""
-
-    name: str
-    weight: Annotated[float, Positive] = 1.0  # share of tokens, relative to the other sources
-    shards: str | None = None
-    text: TextConfig | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if (self.shards is None) == (self.text is None):
-            raise ConfigError("give one of shards and text", key="shards")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Packed token batches."""
-
-    seq_len: Annotated[int, Positive]  # T
-    batch_size: Annotated[int, Positive]  # B, sequences a step over all hosts and microbatches
-    sources: tuple[SourceConfig, ...]
-    held_out: tuple[SourceConfig, ...] = ()
-    packing: Literal["concat", "best_fit"] = "concat"
-    workers: Annotated[int, NotNegative] = 0  # processes that read and pack; 0 reads in a thread
-    prefetch: Annotated[int, Positive] = 4  # batches ready ahead of the step
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if not self.sources:
-            raise ConfigError("at least one source is needed", key="sources")
-        for kind in ("sources", "held_out"):
-            names = [source.name for source in getattr(self, kind)]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ConfigError(f"two sources are called '{twice[0]}'", key=kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,17 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from llama_jax.data.documents import Documents
+from llama_jax.data.fields import FIELDS as FIELDS
 from llama_jax.data.packing import Piece
 
 Batch = dict[str, np.ndarray]
-
-FIELDS = {
-    "tokens": np.int32,
-    "targets": np.int32,
-    "loss_mask": np.float32,
-    "positions": np.int32,
-    "segment_ids": np.int32,
-}
 
 
 def pack_rows(rows: Sequence[Sequence[Piece]], documents: Documents, seq_len: int) -> Batch:

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax.config.loading import ConfigError
+from llama_jax.data.fields import BY_RESPONSE
 from llama_jax.data.rows import Batch
 from llama_jax.sharding.rules import axis_size, batch_sharding
 
@@ -46,23 +47,32 @@ def host_rows(
     return np.concatenate([np.arange(*span) for span in sorted(held)])
 
 
-def to_device(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Global [B, T] arrays, laid out over the mesh, from each host's `host_rows`."""
+def field_sharding(name: str, mesh: Mesh) -> NamedSharding:
+    """How a field of a batch lies on the mesh: split by rows, and by length where it has one."""
     sharding = batch_sharding(mesh)
+    if name in BY_RESPONSE:
+        return NamedSharding(mesh, PartitionSpec(sharding.spec[0]))
+    return sharding
+
+
+def to_device(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays, laid out over the mesh by `field_sharding`, from each host's `host_rows`."""
     ways = axis_size("batch", mesh)
     shards_here = len(host_rows(mesh, ways))
-    rows_here, seq_len = batch["tokens"].shape
+    rows_here = len(batch["tokens"])
     batch_size = rows_here * ways // shards_here
     place_of_row = {int(row): i for i, row in enumerate(host_rows(mesh, batch_size))}
 
     def shard(array: np.ndarray, index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(batch_size)
         first = place_of_row[start]
-        return array[first : first + stop - start, index[1]]
+        return array[(slice(first, first + stop - start), *index[1:])]
 
     return {
         name: jax.make_array_from_callback(
-            (batch_size, seq_len), sharding, lambda index, array=array: shard(array, index)
+            (batch_size, *array.shape[1:]),
+            field_sharding(name, mesh),
+            lambda index, array=array: shard(array, index),
         )
         for name, array in batch.items()
     }

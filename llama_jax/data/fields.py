@@ -23,6 +23,8 @@ RESPONSE_IDS = "response_ids"
 PAIR_FIELDS: dict[str, Any] = {"chosen": np.int32, "rejected": np.int32, "strength": np.int32}
 ROLES = "roles"
 REFERENCE_LOGPS = "reference_logps"
+# By response or pair, not by place: these aren't split over the length.
+BY_RESPONSE = frozenset({*PAIR_FIELDS, ROLES, REFERENCE_LOGPS})
 # Of distillation from stored logits, [B, T, C].
 TEACHER_FIELDS: dict[str, Any] = {"teacher_ids": np.int32, "teacher_logps": np.float32}
 

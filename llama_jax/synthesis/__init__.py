@@ -1,0 +1,1 @@
+"""Data made by models: answers sampled, scored, verified, the best kept; poor ones corrected."""

@@ -1,0 +1,105 @@
+"""Prompts with what their answers are held against: the lines of a JSON file, each once."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama_jax.inference.requests import Request, parse_requests
+from llama_jax.tokenizers.chat import Message, message_to_json
+
+_READ_AS_REQUEST = ("prompt", "messages", "tools")
+
+
+class SynthesisError(ValueError):
+    """Data that can't be made or gone on with; `str(error)` is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One thing to be answered.
+
+    Attributes:
+      number: its place in the file, from 0.
+      request: a text, or a conversation to reply to.
+      reference: the line's other fields, such as `answer` or `tests`; verifiers read them.
+    """
+
+    number: int
+    request: Request
+    reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation; a text is a user's message."""
+        if self.request.prompt is None:
+            return self.request.messages
+        return (Message("user", self.request.prompt),)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of what is asked; not of the reference."""
+        told = [message_to_json(message) for message in self.messages]
+        text = json.dumps([self.request.prompt, told, [dict(t) for t in self.request.tools]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_prompts(path: Path, *, system: str | None = None) -> list[Prompt]:
+    """The prompts of a file: a text a line, or JSON lines with `prompt` or `messages`.
+
+    Args:
+      path: fields of other names become the prompt's reference.
+      system: a system message put before each conversation; texts become users' messages then.
+
+    Raises:
+      ConfigError: the file or a line of it, as `inference.requests.read_requests` says.
+      SynthesisError: two lines that ask the same, whose samples would be the same.
+    """
+    from llama_jax.inference.requests import as_conversation, read_requests
+
+    requests = read_requests(path)
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    if system is not None:
+        requests = [as_conversation(request, system) for request in requests]
+    pairs = zip(requests, lines, strict=True)
+    prompts = [Prompt(i, request, _reference(line)) for i, (request, line) in enumerate(pairs)]
+    return check_distinct(prompts, str(path))
+
+
+def make_prompts(entries: Sequence[Mapping[str, Any]]) -> list[Prompt]:
+    """Prompts of objects as a JSON file's lines have them. Errors as `read_prompts`."""
+    lines = [json.dumps(entry) for entry in entries]
+    requests = parse_requests(lines, "prompts")
+    pairs = zip(requests, lines, strict=True)
+    return check_distinct(
+        [Prompt(i, request, _reference(line)) for i, (request, line) in enumerate(pairs)], "prompts"
+    )
+
+
+def check_distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
+    """The prompts, if no two ask the same.
+
+    Raises:
+      SynthesisError: naming the two, counted from 1.
+    """
+    seen: dict[str, int] = {}
+    for prompt in prompts:
+        earlier = seen.setdefault(prompt.fingerprint, prompt.number)
+        if earlier != prompt.number:
+            raise SynthesisError(
+                f"{source}: prompts {earlier + 1} and {prompt.number + 1} ask the same; their "
+                "samples would be the same too, so leave one out"
+            )
+    return prompts
+
+
+def _reference(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(entry, Mapping):
+        return {}
+    return {key: value for key, value in entry.items() if key not in _READ_AS_REQUEST}

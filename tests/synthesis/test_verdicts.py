@@ -1,0 +1,76 @@
+"""Patterns, functions, and sets of verifiers."""
+
+import pytest
+
+from llama_jax.synthesis.answers import ExactAnswer
+from llama_jax.synthesis.prompts import SynthesisError, make_prompts, read_prompts
+from llama_jax.synthesis.verdicts import (
+    Function,
+    Pattern,
+    Verdict,
+    all_passed,
+    check_verifiers,
+    verify,
+)
+
+PROMPT = make_prompts([{"prompt": "say yes", "answer": "yes"}])[0]
+
+
+def test_a_pattern_passes_what_it_matches_or_what_it_does_not():
+    assert Pattern("y.s")(PROMPT, "y\ns").to_json() == {
+        "passed": True,
+        "reason": r"'y.s' matches 'y\ns'",
+    }
+    assert not Pattern("^no")(PROMPT, "yes, no").passed
+    refusal = Pattern("as an AI", absent=True, name="no refusal")
+    assert refusal(PROMPT, "yes").passed
+    assert not refusal(PROMPT, "as an AI, no").passed
+
+
+def test_a_pattern_that_is_none_is_refused():
+    with pytest.raises(SynthesisError, match=r"pattern '\(': missing \)"):
+        Pattern("(")
+
+
+def test_a_function_gives_a_bool_or_a_verdict_of_its_own():
+    short = Function(lambda prompt, response: len(response) < 3, "short")
+    assert short(PROMPT, "yes") == Verdict(False, "short says no")
+    own = Function(lambda prompt, response: Verdict(True, "because"), "own")
+    assert verify([short, own], PROMPT, "ok") == {
+        "short": Verdict(True, "short says yes"),
+        "own": Verdict(True, "because"),
+    }
+
+
+def test_all_must_pass_and_of_none_nothing_is_known():
+    yes, no = Verdict(True, ""), Verdict(False, "")
+    assert all_passed({"a": yes, "b": yes}) is True
+    assert all_passed({"a": yes, "b": no}) is False
+    assert all_passed({}) is None
+
+
+def test_verifiers_are_checked_before_anything_is_made():
+    with pytest.raises(SynthesisError, match="two verifiers are called 'answer'"):
+        check_verifiers([ExactAnswer(), ExactAnswer()], [PROMPT])
+    with pytest.raises(SynthesisError, match="prompt 1 has no 'goal'"):
+        check_verifiers([ExactAnswer(field="goal")], [PROMPT])
+
+
+def test_prompts_of_a_file_keep_their_other_fields(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "a", "answer": 1}\n\n{"messages": [{"role": "user", "content": "b"}]}\n'
+    )
+    first, second = read_prompts(path, system="be brief")
+    assert (first.number, dict(first.reference)) == (0, {"answer": 1})
+    assert [m.role for m in first.messages] == ["system", "user"]
+    assert (second.number, second.messages[1].content) == (1, "b")
+    path.write_text("what?\nwhy?\n")
+    assert [p.messages[0].content for p in read_prompts(path)] == ["what?", "why?"]
+
+
+def test_two_prompts_that_ask_the_same_are_refused(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\nb\na\n")
+    with pytest.raises(SynthesisError, match=r"prompts.txt: prompts 1 and 3 ask the same"):
+        read_prompts(path)

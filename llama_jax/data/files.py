@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llama_jax.config.data import RecordsConfig, TextConfig
 from llama_jax.config.loading import ConfigError
-from llama_jax.config.run import TextConfig
 
 STDLIB = "stdlib"
 # Installed packages, tests (they repeat what they test) and bytecode are not the library.
@@ -56,7 +56,7 @@ def list_files(config: TextConfig) -> list[SourceFile]:
     return files
 
 
-def in_part(name: str, config: TextConfig) -> bool:
+def in_part(name: str, config: TextConfig | RecordsConfig) -> bool:
     """Whether what is called `name` belongs to `config.part`; the same on every machine."""
     if config.part == "all":
         return True

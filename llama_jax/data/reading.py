@@ -39,6 +39,7 @@ Reason = Literal[
     "too_many_responses",  # more responses or pairs than a row has room for
     "inexpressible",  # the chat format can't write it
     "too_long",  # for a row, whatever turns are dropped
+    "not_edited",  # a preference without the edited response that was asked for
     "other_strength",  # a preference not as strong as those asked for
 ]
 

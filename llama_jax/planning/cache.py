@@ -39,19 +39,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def key_of(lowered: Lowered, topology: str, flags: Mapping[str, str]) -> str:
-    """Of a traced step, before it is compiled; hexadecimal."""
+def program_of(lowered: Lowered, topology: str, flags: Mapping[str, str]) -> str:
+    """The hash of all that the compiler is given, itself included; hexadecimal.
+
+    Two steps with the same hash compile to the same program.
+    """
     parts = {
         "program": lowered.stage.as_text(),
         "devices": [device.id for device in lowered.mesh.devices.flat],
         "mesh": dict(lowered.mesh.shape),
         "topology": topology,
         "flags": dict(flags),
-        "environment": [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")],
         "versions": versions(),
+    }
+    return _hash(parts)
+
+
+def key_of(program: str) -> str:
+    """Under which a plan is kept: the program, this environment and this package's reading."""
+    parts = {
+        "program": program,
+        "environment": [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")],
         "reader": _readers_hash(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return _hash(parts)
 
 
 def load(folder: Path, key: str) -> dict[str, Any] | None:
@@ -71,6 +82,10 @@ def store(folder: Path, key: str, record: Mapping[str, Any]) -> None:
         temporary.replace(folder / f"{key}.json")
     except OSError:
         return
+
+
+def _hash(parts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _readers_hash() -> str:

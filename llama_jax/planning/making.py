@@ -56,10 +56,16 @@ class Planner:
         """
         lowered = lower_step(config, self.slice_, self.num_slices)
         flags = self.flags(config)
-        record = self._record(lowered, flags)
+        program = self._program(lowered, flags)
+        record = self._record(lowered, flags, program)
         if "overflow" in record:
             raise _overflow(record["overflow"])
-        return self._plan(config, name, lowered, flags, record)
+        return self._plan(config, name, lowered, flags, program, record)
+
+    def program(self, config: RunConfig) -> str:
+        """The hash of all that `plan` would give the compiler; traces, compiles nothing."""
+        lowered = lower_step(config, self.slice_, self.num_slices)
+        return self._program(lowered, self.flags(config))
 
     def flags(self, config: RunConfig) -> dict[str, str]:
         """The compiler's flags, as `train` sets them: the user's environment wins here too."""
@@ -72,12 +78,17 @@ class Planner:
         """JAX devices in all slices."""
         return self.slice_.num_devices * self.num_slices
 
-    def _record(self, lowered: Lowered, flags: Mapping[str, str]) -> dict[str, Any]:
+    def _program(self, lowered: Lowered, flags: Mapping[str, str]) -> str:
+        topology = f"{self.num_slices} x {self.slice_.topology_name}"
+        return cache.program_of(lowered, topology, flags)
+
+    def _record(
+        self, lowered: Lowered, flags: Mapping[str, str], program: str
+    ) -> dict[str, Any]:
         """What compiling showed, from the cache where it has been compiled before."""
         if self.cache_folder is None:
             return self._compile(lowered, flags)
-        topology = f"{self.num_slices} x {self.slice_.topology_name}"
-        key = cache.key_of(lowered, topology, flags)
+        key = cache.key_of(program)
         record = cache.load(self.cache_folder, key)
         if record is None:
             record = self._compile(lowered, flags)
@@ -103,6 +114,7 @@ class Planner:
         name: str,
         lowered: Lowered,
         flags: dict[str, str],
+        program: str,
         record: dict[str, Any],
     ) -> Plan:
         chip = self.slice_.chip
@@ -133,6 +145,7 @@ class Planner:
             checkpoint_bytes=lowered.state_bytes.total,
             compile_s=record["compile_s"],
             flags=flags,
+            program=program,
             versions=cache.versions(),
             **a_chip,
         )

@@ -45,6 +45,7 @@ class Plan:
       time_s: by bound; `estimate`, the static estimate of a step with communication hidden; and
         `exposed`, the time of collectives that the compiled schedule doesn't overlap.
       flags: libtpu's, as given to the compiler.
+      program: the hash of all that the compiler was given; equal hashes, equal programs.
       checkpoint_bytes: the whole state, over all chips.
       versions: of jax and libtpu.
     """
@@ -80,6 +81,7 @@ class Plan:
     checkpoint_bytes: int
     compile_s: float
     flags: dict[str, str]
+    program: str
     versions: dict[str, str]
 
     @property

@@ -66,6 +66,7 @@ PLAN = Plan(
     checkpoint_bytes=96_000_000_000,
     compile_s=60.0,
     flags={},
+    program="0123456789abcdef",
     versions={"jax": "0", "libtpu": "0"},
 )
 

@@ -20,6 +20,8 @@ STORED = read_plans(FOLDER)
 PAGE = Path(__file__).parents[2] / "docs" / "plans.md"
 # What compiles in less is compared in the default suite too.
 QUICK_S = 15
+# Of the rest, these always; the others where their traced program has changed.
+ALWAYS_COMPILED = ("bench/llama3.1-8b-v5e-16-full", "pretrain/llama3.2-1b-v5e-8")
 
 
 def quick(name):
@@ -105,6 +107,9 @@ def test_a_shipped_run_compiles_to_what_its_stored_plan_says(name):
     if cache.versions() != stored.versions:
         pytest.skip(f"stored with {stored.versions}, here are {cache.versions()}")
     prepare_compiler()
-    now = Planner(find_slice(config.hardware.slice), config.hardware.slices).plan(config, name)
-    told = moved(stored, now)
+    planner = Planner(find_slice(config.hardware.slice), config.hardware.slices)
+    # What the compiler would be given is still the same for most runs: it needn't be told again.
+    if planner.program(config) == stored.program and name not in ALWAYS_COMPILED:
+        return
+    told = moved(stored, planner.plan(config, name))
     assert not told, "\n".join([f"{name} moved; if wanted, store it anew:", *told])

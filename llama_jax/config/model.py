@@ -86,10 +86,12 @@ class ModelConfig:
     max_seq_len: Annotated[int, Positive]  # the longest sequence that the model accepts
     norm_eps: Annotated[float, Positive]
     rope: RopeConfig
-    tie_embeddings: bool
+    tie_embeddings: bool  # without meaning where the head is no matrix
     # No released Llama has biases; models of its architecture by others may.
     attention_bias: bool = False  # on q, k, v and o
     mlp_bias: bool = False  # on gate, up and down
+    # A token's logits over the vocabulary, or one number: a reward model.
+    head: Literal["vocab", "scalar"] = "vocab"
     # Standard deviation of the normal initialiser; the output projections of attention and MLP
     # are scaled down by sqrt(2 * num_layers), as in GPT-2 and Megatron.
     init_std: Annotated[float, Range(above=0.0, at_most=1.0)] = 0.02

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import AdamWConfig, DType, ExecutionConfig, OptimizerConfig
 from llama_jax.models.init import Path
 from llama_jax.models.llama import Llama
+from llama_jax.models.lora import LORA_A, LORA_B, trainable_paths
 
 
 class OptimizerBytes(NamedTuple):
@@ -25,36 +27,47 @@ class OptimizerBytes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def param_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
+def param_shapes(
+    config: ModelConfig, adapter: AdapterConfig | None = None
+) -> dict[Path, tuple[int, ...]]:
     """Shape of each parameter by path, from the model itself without any memory."""
-    model = nnx.eval_shape(lambda: Llama(config, ExecutionConfig(), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Llama(config, ExecutionConfig(), adapter, rngs=nnx.Rngs(0)))
     return {
         tuple(map(str, path)): tuple(param.shape)
         for path, param in nnx.to_flat_state(nnx.state(model))
     }
 
 
-def param_count(config: ModelConfig) -> int:
+def param_count(config: ModelConfig, adapter: AdapterConfig | None = None) -> int:
     """Parameters, a tied matrix once: (1 or 2) V D + D + L (2 D N H + 2 D K H + 3 D F + 2 D).
 
-    And what biases there are.
+    And what biases and adapters there are; a reward model has D where others have the head's V D.
     """
-    return sum(math.prod(shape) for shape in param_shapes(config).values())
+    return sum(math.prod(shape) for shape in param_shapes(config, adapter).values())
+
+
+def trainable_param_count(config: ModelConfig, adapter: AdapterConfig | None = None) -> int:
+    """Parameters that a step changes: all, or an adapter's and a reward head's."""
+    shapes = param_shapes(config, adapter)
+    return sum(math.prod(shapes[path]) for path in trainable_paths(shapes))
 
 
 def matmul_params(config: ModelConfig) -> int:
     """Parameters that each token is multiplied by: V D + L (2 D N H + 2 D K H + 3 D F).
 
-    The head counts, tied or not; looking up an embedding and scaling a norm don't.
+    The head counts, tied or not, a reward model's as D; looking up an embedding and scaling a norm
+    don't.
     """
-    D, H = config.embed_dim, config.head_dim
-    attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
-    layer = attention + 3 * D * config.mlp_dim
-    return config.vocab_size * D + config.num_layers * layer
+    return config.embed_dim * _head_rows(config) + _layer_matrix_params(config)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+def flops_per_token(
+    config: ModelConfig, seq_len: int, adapter: AdapterConfig | None = None
+) -> float:
     """Training FLOPs a token: 6 P + 6 L T N H, P the matmul parameters.
+
+    With an adapter of A parameters 4 P + 6 A + 6 L T N H: frozen weights have no gradient. (What
+    DoRA's norms take is a matter of the step, not of its tokens, and isn't counted.)
 
     A multiply-add is 2 FLOPs, and the backward pass twice the forward. Attention's q k^T and
     weights times v are 2 x 2 T N H a layer without the causal mask, half of that with it (each
@@ -62,7 +75,16 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     model FLOPs, not hardware FLOPs (PaLM, arXiv 2204.02311, appendix B, which counts all pairs).
     """
     attention = 6 * config.num_layers * seq_len * config.num_heads * config.head_dim
-    return float(6 * matmul_params(config) + attention)
+    if adapter is None:
+        return float(6 * matmul_params(config) + attention)
+    # A reward head is trained with the adapters.
+    head = config.embed_dim if config.head == "scalar" else 0
+    factors = sum(
+        math.prod(shape)
+        for path, shape in param_shapes(config, adapter).items()
+        if path[-1].endswith((LORA_A, LORA_B))
+    )
+    return float(4 * matmul_params(config) + 2 * head + 6 * factors + attention)
 
 
 def param_bytes(config: ModelConfig, dtype: DType) -> int:
@@ -101,5 +123,11 @@ def _host_params(config: ModelConfig) -> int:
     )
 
 
+def _head_rows(config: ModelConfig) -> int:
+    return config.vocab_size if config.head == "vocab" else 1
+
+
 def _layer_matrix_params(config: ModelConfig) -> int:
-    return matmul_params(config) - config.vocab_size * config.embed_dim
+    D, H = config.embed_dim, config.head_dim
+    attention = 2 * D * H * (config.num_heads + config.num_kv_heads)
+    return config.num_layers * (attention + 3 * D * config.mlp_dim)

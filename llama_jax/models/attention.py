@@ -11,11 +11,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig, MatmulPrecision
 from llama_jax.kernels.attention import attention
 from llama_jax.kernels.cached import cached_attention
 from llama_jax.models.cache import LayerCache, NewTokens
-from llama_jax.models.matmul import add_bias, project
+from llama_jax.models.lora import adapted
+from llama_jax.models.matmul import add_bias
 from llama_jax.models.params import bias, weight
 from llama_jax.models.rope import rotate
 from llama_jax.sharding.rules import Dims, kv_head_copies, lay_out
@@ -27,6 +29,7 @@ Q_ACT: Dims = ("batch", "length", "q_heads", "head_dim")
 KV_ACT: Dims = ("batch", "length", "kv_heads", "head_dim")
 ACT: Dims = ("batch", "length", "embed")
 RESIDUAL: Dims = ("batch", "residual_length", "embed")
+WEIGHTS: dict[str, Dims] = {"q_proj": Q, "k_proj": KV, "v_proj": KV, "o_proj": O}
 
 
 class Attention(nnx.Module):
@@ -48,6 +51,7 @@ class Attention(nnx.Module):
             self.v_bias = bias("v_bias", KV[1:], (K, H), dtype)
             self.o_bias = bias("o_bias", ("norm",), (D,), dtype)
         self.biased = config.attention_bias
+        self.adapter: AdapterConfig | None = None
 
     def __call__(
         self,
@@ -83,9 +87,9 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries and keys rotated; as many key-value heads as the tensor axis needs."""
         x_BTD = lay_out(x_BTD, ACT)
-        q_BTNH = project("BTD,DNH->BTNH", x_BTD, self.q_proj[...], Q, Q_ACT, self.precision)
-        k_BTKH = project("BTD,DKH->BTKH", x_BTD, self.k_proj[...], KV, KV_ACT, self.precision)
-        v_BTKH = project("BTD,DKH->BTKH", x_BTD, self.v_proj[...], KV, KV_ACT, self.precision)
+        q_BTNH = adapted(self, "q_proj", "BTD,DNH->BTNH", x_BTD, Q, Q_ACT, self.precision)
+        k_BTKH = adapted(self, "k_proj", "BTD,DKH->BTKH", x_BTD, KV, KV_ACT, self.precision)
+        v_BTKH = adapted(self, "v_proj", "BTD,DKH->BTKH", x_BTD, KV, KV_ACT, self.precision)
         if self.biased:
             q_BTNH = add_bias(q_BTNH, self.q_bias[...], Q[1:])
             k_BTKH = add_bias(k_BTKH, self.k_bias[...], KV[1:])
@@ -112,9 +116,8 @@ class Attention(nnx.Module):
         )
 
     def _output(self, out_BTNH: jax.Array) -> jax.Array:
-        out_BTD = project(
-            "BTNH,NHD->BTD", out_BTNH, self.o_proj[...], O, RESIDUAL, self.precision, "o_proj"
-        )
+        spec = "BTNH,NHD->BTD"
+        out_BTD = adapted(self, "o_proj", spec, out_BTNH, O, RESIDUAL, self.precision, "o_proj")
         return add_bias(out_BTD, self.o_bias[...], ("norm",)) if self.biased else out_BTD
 
 

@@ -5,30 +5,42 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig
 from llama_jax.models.llama import Llama
-from llama_jax.sharding.rules import param_spec
+from llama_jax.sharding.rules import Dims, param_spec
 
 Path = tuple[str, ...]
 
 
-def make_model(config: ModelConfig, execution: ExecutionConfig, mesh: Mesh, seed: int) -> Llama:
+def make_model(
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    mesh: Mesh,
+    seed: int,
+    adapter: AdapterConfig | None = None,
+) -> Llama:
     """A freshly initialised model, each parameter made on the devices that store it.
+
+    Its weights don't depend on the adapter.
 
     Raises:
       ConfigError: the mesh doesn't divide a parameter.
     """
-    graphdef, _ = abstract_model(config, execution, mesh)
+    graphdef, _ = abstract_model(config, execution, mesh, adapter)
 
     def init() -> nnx.State:
-        return nnx.state(Llama(config, execution, rngs=nnx.Rngs(seed)))
+        return nnx.state(Llama(config, execution, adapter, rngs=nnx.Rngs(seed)))
 
     with jax.set_mesh(mesh):
         return nnx.merge(graphdef, jax.jit(init, compiler_options=_run_once(mesh))())
 
 
 def abstract_model(
-    config: ModelConfig, execution: ExecutionConfig, mesh: Mesh
+    config: ModelConfig,
+    execution: ExecutionConfig,
+    mesh: Mesh,
+    adapter: AdapterConfig | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """The graph, and shapes with dtypes and shardings in place of parameters. Uses no memory.
 
@@ -42,13 +54,13 @@ def abstract_model(
         return param.replace(jax.ShapeDtypeStruct(param.shape, param.dtype, sharding=sharding))
 
     with jax.set_mesh(mesh):
-        model = nnx.eval_shape(lambda: Llama(config, execution, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: Llama(config, execution, adapter, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
     dims = param_dims(state)
     return graphdef, nnx.map_state(shape_of, state)
 
 
-def param_dims(state: nnx.State) -> dict[Path, tuple[str, ...]]:
+def param_dims(state: nnx.State) -> dict[Path, Dims]:
     """Logical dims of each parameter by path, such as ("layers", "mlp", "up_proj").
 
     Those of the stacked layers open with "layers".

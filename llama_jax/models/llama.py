@@ -4,6 +4,7 @@ B batch, T length, D width, V vocabulary, L layers (stacked in one array a param
 R = head dim / 2.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -14,11 +15,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig
+from llama_jax.models import attention, mlp
 from llama_jax.models.attention import Attention
 from llama_jax.models.cache import KVCache, LayerCache, NewTokens, put_segments
 from llama_jax.models.embedding import look_up
+from llama_jax.models.lora import add_adapters
 from llama_jax.models.mlp import MLP
+from llama_jax.models.narrow import Narrow, settled_together
+from llama_jax.models.narrow import cast as cast_weight
 from llama_jax.models.norm import RMSNorm
 from llama_jax.models.params import weight
 from llama_jax.models.remat import rematerialized
@@ -44,12 +50,23 @@ LOGITS: Dims = ("batch", "length", "vocab")
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        execution: ExecutionConfig,
+        adapter: AdapterConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
         D, eps, dtype = config.embed_dim, config.norm_eps, execution.param_dtype
         self.attn_norm = RMSNorm(D, eps, dtype, "attn_norm")
         self.attention = Attention(config, execution, rngs=rngs)
         self.mlp_norm = RMSNorm(D, eps, dtype, "mlp_norm")
         self.mlp = MLP(config, execution, rngs=rngs)
+        if adapter is not None:
+            # Last, so that the weights are those of the same seed without it.
+            add_adapters(self.attention, attention.WEIGHTS, adapter, rngs=rngs)
+            add_adapters(self.mlp, mlp.WEIGHTS, adapter, rngs=rngs)
 
     def __call__(
         self,
@@ -77,33 +94,65 @@ class Layer(nnx.Module):
 class Llama(nnx.Module):
     """A dense Llama. Construct it under `jax.set_mesh(mesh)` for sharded parameters."""
 
-    def __init__(self, config: ModelConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs) -> None:
-        self.config, self.execution = config, execution
+    def __init__(
+        self,
+        config: ModelConfig,
+        execution: ExecutionConfig,
+        adapter: AdapterConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config, self.execution, self.adapter = config, execution, adapter
         D, V, dtype = config.embed_dim, config.vocab_size, execution.param_dtype
         self.embedding = weight(rngs, "embedding", VOCAB_IN, (V, D), config.init_std, dtype)
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Layer:
-            return Layer(config, execution, rngs=rngs)
+            return Layer(config, execution, adapter, rngs=rngs)
 
         self.layers = stack(rngs)
         self.final_norm = RMSNorm(D, config.norm_eps, dtype, "final_norm")
-        if not config.tie_embeddings:
+        if config.head == "scalar":
+            # The spread of a reward model's head in summarisation from feedback (arXiv 2009.01325).
+            std = 1 / math.sqrt(D + 1)
+            self.reward_head = weight(rngs, "reward_head", ("norm",), (D,), std, "float32")
+        elif not config.tie_embeddings:
             self.lm_head = weight(rngs, "lm_head", VOCAB_OUT, (D, V), config.init_std, dtype)
 
     def __call__(
         self, tokens_BT: jax.Array, *, positions_BT: jax.Array, segment_ids_BT: jax.Array
     ) -> jax.Array:
-        """float32 logits [B, T, V] of rows in natural order. Arguments as for `hidden`."""
+        """float32 logits [B, T, V] of rows in natural order; a reward model's rewards [B, T].
+
+        Arguments as for `hidden`.
+        """
         tokens_BT, positions_BT, segment_ids_BT = to_zigzag(
             (tokens_BT, positions_BT, segment_ids_BT)
         )
         x_BTD = self.hidden(tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT)
-        return self.logits(from_zigzag(lay_out(x_BTD, ACT), ACT))
+        x_BTD = from_zigzag(lay_out(x_BTD, ACT), ACT)
+        return self.logits(x_BTD) if self.config.head == "vocab" else self.rewards(x_BTD)
+
+    def rewards(self, x_BTD: jax.Array) -> jax.Array:
+        """float32 [B, T], the reward of each row up to each token, of what `hidden` gave.
+
+        Raises:
+          ConfigError: the head is the vocabulary's.
+        """
+        if self.config.head != "scalar":
+            raise ConfigError("'vocab' gives no rewards; 'scalar' does", key="model.head")
+        # Not a matrix product, whose operands a TPU would round to bfloat16.
+        rewards_BT = jnp.sum(x_BTD.astype(jnp.float32) * self.reward_head[...], axis=-1)
+        return lay_out(rewards_BT, TOKENS)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """float32 [B, T, V] of what `hidden` or `extend` gave."""
+        """float32 [B, T, V] of what `hidden` or `extend` gave.
+
+        Raises:
+          ConfigError: a reward model.
+        """
+        self._check_vocab_head()
         head = (self.embedding if self.config.tie_embeddings else self.lm_head)[...]
         if isinstance(head, SplitMatrix):
             return head.product(x_BTD, ACT, LOGITS)
@@ -207,20 +256,44 @@ class Llama(nnx.Module):
             caches.append(kv)
         return x_BTD, tuple(kv.k for kv in caches), tuple(kv.v for kv in caches)
 
-    def head_DV(self, num_tokens: int | None = None) -> jax.Array:  # noqa: N802
+    def head_DV(self) -> jax.Array:  # noqa: N802
         """The output matrix in the compute dtype, gathered for use; the embedding's when tied.
 
-        Args:
-          num_tokens: of the whole batch, for a loss over all of them. On a small slice these are
-            few enough to be gathered instead: the matrix then is split over fsdp as well, by its
-            columns.
+        Raises:
+          ConfigError: a reward model.
         """
-        split = num_tokens is not None and self._tokens_are_less(num_tokens)
-        vocab = "loss_vocab" if split else "vocab"
+        self._check_vocab_head()
+        return self._gathered_head(self._stored_head(), "vocab")
+
+    def for_loss(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`x_BTD` and the output matrix [D, V], for a loss over all tokens of a batch.
+
+        On a small slice the tokens are few enough to be gathered instead of the matrix, which then
+        is split over fsdp as well, by its columns.
+
+        Args:
+          x_BTD: of `hidden`.
+
+        Raises:
+          ConfigError: a reward model.
+        """
+        self._check_vocab_head()
+        x_BTD, stored = settled_together(x_BTD, self._stored_head())
+        split = self._tokens_are_less(x_BTD.shape[0] * x_BTD.shape[1])
+        return x_BTD, self._gathered_head(stored, "loss_vocab" if split else "vocab")
+
+    def _stored_head(self) -> jax.Array | Narrow:
+        return (self.embedding if self.config.tie_embeddings else self.lm_head)[...]
+
+    def _gathered_head(self, stored: jax.Array | Narrow, vocab: str) -> jax.Array:
         dtype = self.execution.compute_dtype
         if self.config.tie_embeddings:
-            return at_use(self.embedding[...].astype(dtype), (vocab, "embed")).T
-        return at_use(self.lm_head[...].astype(dtype), ("embed", vocab))
+            return at_use(cast_weight(stored, dtype), (vocab, "embed")).T
+        return at_use(cast_weight(stored, dtype), ("embed", vocab))
+
+    def _check_vocab_head(self) -> None:
+        if self.config.head != "vocab":
+            raise ConfigError("a reward model ('scalar') gives no logits", key="model.head")
 
     def _tokens_are_less(self, num_tokens: int) -> bool:
         """Whether gathering the tokens of an fsdp group costs at most about what the head costs.

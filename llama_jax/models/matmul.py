@@ -5,15 +5,18 @@ or not, to its fast routine, but copies its operands into another order before o
 dims. M rows, C contracted, X other columns.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.sharding import PartitionSpec
 
 from llama_jax.config.run import MatmulPrecision
+from llama_jax.models.narrow import Narrow, cast
 from llama_jax.models.split_matrix import SplitMatrix
 from llama_jax.quantization.dot import Role, quantized_dot
 from llama_jax.sharding.rules import Dims, at_use, axis_size, out_spec, platform
@@ -25,7 +28,7 @@ GATHERED: dict[str | None, str] = {"residual_length": "length"}
 def project(
     spec: str,
     x: jax.Array,
-    w: jax.Array | SplitMatrix,
+    w: jax.Array | Narrow | SplitMatrix,
     w_dims: Dims,
     out_dims: Dims,
     precision: MatmulPrecision,
@@ -52,7 +55,7 @@ def project(
     x_dims = (*(GATHERED.get(dim, dim) for dim in out_dims[:rows]), *w_dims[:contracted])
     if isinstance(w, SplitMatrix):
         return w.product(x, x_dims, out_dims).astype(x.dtype)
-    gathered = at_use(_cast(w, x.dtype), w_dims)
+    gathered = at_use(cast(w, x.dtype), w_dims)
     # Rows split over their length are no contiguous range of B x T: they stay two dims.
     row_groups = (rows,) if axis_size("residual_length") == 1 else (1,) * rows
     x_MC = _merged(x, x_dims, (*row_groups, contracted))
@@ -63,19 +66,6 @@ def project(
     y_MX: jax.Array = _matmul(merged, precision, x_MC, w_CX)
     y = jnp.reshape(y_MX, shape, out_sharding=layout)
     return checkpoint_name(y, name) if name else y
-
-
-def _cast(w: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`w.astype(dtype)`, made where it is used.
-
-    A plain cast of a layer's slice XLA's TPU compiler turns into the slice of a cast, made of all
-    layers before the loop and held to the end of the backward pass: 2 bytes a parameter. Rounding
-    first, to the same values, keeps it in the loop (an optimization barrier doesn't).
-    """
-    if w.dtype == dtype:
-        return w
-    kind = jnp.finfo(dtype)
-    return jax.lax.reduce_precision(w, kind.nexp, kind.nmant).astype(dtype)
 
 
 def add_bias(x: jax.Array, bias: jax.Array, dims: Dims) -> jax.Array:
@@ -101,6 +91,18 @@ def _merged_spec(spec: PartitionSpec | None, groups: tuple[int, ...]) -> Partiti
     return PartitionSpec(*(spec[start] for start in starts))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """What the backward pass reads; None for the operand that no gradient asked for needs."""
+
+    x: jax.Array | None
+    w: jax.Array | None
+    # Gradients lie as what they are gradients of; None where no mesh is set.
+    x_layout: PartitionSpec | None = dataclasses.field(metadata={"static": True})
+    w_layout: PartitionSpec | None = dataclasses.field(metadata={"static": True})
+
+
 # Its own gradient rule, since JAX's would multiply the float32 cotangent of a float32 result by a
 # bfloat16 operand: twice the bytes, and on a CPU a fifth of the speed.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -111,29 +113,46 @@ def _matmul(
 
 
 def _forward(
-    layout: PartitionSpec | None, precision: MatmulPrecision, x_MC: jax.Array, w_CX: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _matmul(layout, precision, x_MC, w_CX), (x_MC, w_CX)
+    layout: PartitionSpec | None,
+    precision: MatmulPrecision,
+    x: CustomVJPPrimal,
+    w: CustomVJPPrimal,
+) -> tuple[jax.Array, _Saved]:
+    x_layout, w_layout = (
+        None if layout is None else jax.typeof(operand.value).sharding.spec for operand in (x, w)
+    )
+    # A frozen weight's gradient is a third of a step's products: it isn't made, and the rows that
+    # it would be made of aren't kept.
+    saved = _Saved(
+        x.value if w.perturbed else None, w.value if x.perturbed else None, x_layout, w_layout
+    )
+    return _matmul(layout, precision, x.value, w.value), saved
 
 
 def _backward(
     layout: PartitionSpec | None,
     precision: MatmulPrecision,
-    saved: tuple[jax.Array, jax.Array],
-    grad_MX: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    x_MC, w_CX = saved
-    # Gradients lie as what they are gradients of; no mesh, no layout.
-    x_layout, w_layout = (
-        None if layout is None else jax.typeof(array).sharding.spec for array in saved
-    )
-    rows, columns = tuple(range(x_MC.ndim - 1)), (grad_MX.ndim - 1,)
-    grad_x_MC = _dot(grad_MX, w_CX, (columns, (1,)), x_layout, precision, ("gradient", "value"))
-    grad_w_CX = _dot(x_MC, grad_MX, (rows, rows), w_layout, precision, ("value", "gradient"))
+    saved: _Saved,
+    grad_MX: jax.Array | SymbolicZero,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    del layout
+    if not isinstance(grad_MX, jax.Array):
+        return None, None
+    rows, columns = tuple(range(grad_MX.ndim - 1)), (grad_MX.ndim - 1,)
+    grad_x_MC = grad_w_CX = None
+    if saved.x is not None:
+        roles: tuple[Role, Role] = ("value", "gradient")
+        grad_w_CX = _dot(saved.x, grad_MX, (rows, rows), saved.w_layout, precision, roles)
+        # First this one, after which the rows that it is made of can be forgotten: at the peak of
+        # an MLP's backward pass one wide tensor fewer.
+        grad_w_CX, grad_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
+    if saved.w is not None:
+        roles = ("gradient", "value")
+        grad_x_MC = _dot(grad_MX, saved.w, (columns, (1,)), saved.x_layout, precision, roles)
     return grad_x_MC, grad_w_CX
 
 
-_matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _dot(

@@ -7,8 +7,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig, MatmulPrecision
-from llama_jax.models.matmul import add_bias, project
+from llama_jax.models.lora import adapted
+from llama_jax.models.matmul import add_bias
 from llama_jax.models.params import bias, weight
 from llama_jax.sharding.rules import Dims, lay_out
 
@@ -17,6 +19,7 @@ DOWN: Dims = ("mlp", "embed")
 WIDE: Dims = ("batch", "length", "mlp")
 ACT: Dims = ("batch", "length", "embed")
 RESIDUAL: Dims = ("batch", "residual_length", "embed")
+WEIGHTS: dict[str, Dims] = {"gate_proj": UP, "up_proj": UP, "down_proj": DOWN}
 
 
 class MLP(nnx.Module):
@@ -35,16 +38,17 @@ class MLP(nnx.Module):
             self.up_bias = bias("up_bias", UP[1:], (F,), dtype)
             self.down_bias = bias("down_bias", ("norm",), (D,), dtype)
         self.biased = config.mlp_bias
+        self.adapter: AdapterConfig | None = None
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] in x's dtype; both x and the result lie as the residual stream."""
         x_BTD = lay_out(x_BTD, ACT)
-        low = self.precision
-        gate_BTF = project("BTD,DF->BTF", x_BTD, self.gate_proj[...], UP, WIDE, low, "gate_proj")
-        up_BTF = project("BTD,DF->BTF", x_BTD, self.up_proj[...], UP, WIDE, low, "up_proj")
+        low, spec = self.precision, "BTD,DF->BTF"
+        gate_BTF = adapted(self, "gate_proj", spec, x_BTD, UP, WIDE, low, "gate_proj")
+        up_BTF = adapted(self, "up_proj", spec, x_BTD, UP, WIDE, low, "up_proj")
         if self.biased:
             gate_BTF = add_bias(gate_BTF, self.gate_bias[...], UP[1:])
             up_BTF = add_bias(up_BTF, self.up_bias[...], UP[1:])
         wide_BTF = checkpoint_name(jax.nn.silu(gate_BTF) * up_BTF, "swiglu")
-        out_BTD = project("BTF,FD->BTD", wide_BTF, self.down_proj[...], DOWN, RESIDUAL, low)
+        out_BTD = adapted(self, "down_proj", "BTF,FD->BTD", wide_BTF, DOWN, RESIDUAL, low)
         return add_bias(out_BTD, self.down_bias[...], ("norm",)) if self.biased else out_BTD

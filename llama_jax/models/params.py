@@ -12,7 +12,14 @@ from llama_jax.sharding.rules import Dims, current_mesh, param_spec
 
 
 def weight(
-    rngs: nnx.Rngs, name: str, dims: Dims, shape: tuple[int, ...], std: float, dtype: str
+    rngs: nnx.Rngs,
+    name: str,
+    dims: Dims,
+    shape: tuple[int, ...],
+    std: float,
+    dtype: str,
+    *,
+    kind: type[nnx.Param] = nnx.Param,
 ) -> nnx.Param:
     """A normal-initialised parameter, stored by the sharding rules of its dims.
 
@@ -24,17 +31,34 @@ def weight(
         value = jax.random.normal(rngs.params(), shape, jnp.float32, out_sharding=spec)
         return (std * value).astype(dtype)
 
-    return _param(make, name, dims, shape)
+    return _param(make, name, dims, shape, kind)
 
 
 def ones(name: str, dims: Dims, shape: tuple[int, ...], dtype: str) -> nnx.Param:
     """A parameter that starts at 1: a norm's scale."""
-    return _param(lambda spec: jnp.ones(shape, dtype, out_sharding=spec), name, dims, shape)
+    return filled(1.0, name, dims, shape, dtype)
 
 
 def bias(name: str, dims: Dims, shape: tuple[int, ...], dtype: str) -> nnx.Param:
     """A parameter that starts at 0."""
-    return _param(lambda spec: jnp.zeros(shape, dtype, out_sharding=spec), name, dims, shape)
+    return filled(0.0, name, dims, shape, dtype)
+
+
+def filled(
+    value: float,
+    name: str,
+    dims: Dims,
+    shape: tuple[int, ...],
+    dtype: str,
+    *,
+    kind: type[nnx.Param] = nnx.Param,
+) -> nnx.Param:
+    """A parameter that starts at one value."""
+
+    def make(spec: jax.sharding.PartitionSpec | None) -> jax.Array:
+        return jnp.full(shape, value, dtype, out_sharding=spec)
+
+    return _param(make, name, dims, shape, kind)
 
 
 def _param(
@@ -42,8 +66,9 @@ def _param(
     name: str,
     dims: Dims,
     shape: tuple[int, ...],
+    kind: type[nnx.Param],
 ) -> nnx.Param:
     mesh = current_mesh()
     spec = None if mesh.empty else param_spec(dims, shape, mesh, name)
     # `dims` travels with the parameter (without the leading "layers" of stacked ones).
-    return nnx.Param(make(spec), dims=dims)
+    return kind(make(spec), dims=dims)

@@ -26,9 +26,10 @@ class NextToken:
         x_BTD = model.hidden(
             batch["tokens"], positions_BT=batch["positions"], segment_ids_BT=batch["segment_ids"]
         )
+        x_BTD, head_DV = model.for_loss(x_BTD)
         return chunked_cross_entropy(
             x_BTD,
-            model.head_DV(batch["targets"].size),
+            head_DV,
             batch["targets"],
             batch["loss_mask"],
             z_loss=self.config.z_loss,

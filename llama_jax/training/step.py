@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import TrainingConfig
+from llama_jax.models.narrow import stand_ins
 from llama_jax.objectives.objective import Batch, Metrics, Objective
 from llama_jax.optim.optimizer import schedule_count
 from llama_jax.optim.schedule import Schedule
@@ -56,12 +57,18 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     config: TrainingConfig,
+    *,
+    gradient_dtype: str = "float32",
 ) -> JittedStep:
     """The jitted (state, batch) -> (state, metrics); the state passed in is donated, so it is gone.
 
     Call it under `jax.set_mesh`. Metrics are float32 scalars: means over targets of `loss` and of
     the objective's sums, `tokens`, `grad_norm` before clipping, `param_norm`, `learning_rate`,
     `skipped` (1 where no update was made), `skipped_steps` and `consecutive_skips`.
+
+    Args:
+      gradient_dtype: in which a microbatch's gradients of matrices are kept between its backward
+        pass and the sum or update, which are in float32; the compute dtype loses nothing.
 
     Raises (at the first call):
       ConfigError: microbatches that don't divide a device's share of the batch.
@@ -70,13 +77,13 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         sums, grads = _sum_microbatches(
-            graphdef, objective, state.params, batch, key, config.microbatches
+            graphdef, objective, state.params, batch, key, config.microbatches, gradient_dtype
         )
         # Zero targets: every sum is 0, and so is every mean.
         tokens = sums["tokens"]
         share = 1.0 / jnp.where(tokens > 0, tokens, 1.0)
         means = {name: value * share for name, value in sums.items() if name != "tokens"}
-        grad_norm = optax.tree.norm(grads) * share
+        grad_norm = optax.tree.norm(_float32(grads)) * share
         # A non-finite gradient anywhere makes the norm non-finite, at no cost of its own.
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
         updated = finite & (tokens > 0)
@@ -84,7 +91,7 @@ def make_train_step(
         rate = schedule(schedule_count(state.opt_state))
         # One factor for the mean and the clip, so that gradients are read twice, never rewritten.
         factor = share * _clip_factor(grad_norm, config.clip_norm)
-        scaled = jax.tree.map(lambda grad: _row_major(grad) * factor, grads)
+        scaled = jax.tree.map(lambda grad: _row_major(grad).astype(jnp.float32) * factor, grads)
         params, opt_state = _update(optimizer, state, scaled, updated)
         new_state = dataclasses.replace(
             state,
@@ -171,25 +178,28 @@ def _sum_microbatches(
     batch: Batch,
     key: jax.Array,
     microbatches: int,
+    gradient_dtype: str,
 ) -> tuple[Metrics, Any]:
-    """The objective's sums, with `loss`, and the float32 gradient of the summed loss."""
+    """The objective's sums, with `loss`, and the gradient of the summed loss."""
+    differentiated, join = stand_ins(params, gradient_dtype)
 
-    def loss_of(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return objective(nnx.merge(graphdef, params), batch, key)
+    def loss_of(leaves: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return objective(nnx.merge(graphdef, join(leaves)), batch, key)
 
     def one(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
-        (loss, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch, key)
-        return {**sums, "loss": loss}, _float32(grads)
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, sums), grads = gradient(differentiated, batch, key)
+        return {**sums, "loss": loss}, grads
 
     if microbatches == 1:
         return one(batch, key)
 
     def add(total: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(*inputs)), None
+        return jax.tree.map(jnp.add, total, _float32(one(*inputs))), None
 
     inputs = (split_microbatches(batch, microbatches), jax.random.split(key, microbatches))
     first = jax.tree.map(lambda array: array[0], inputs)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: one(*first)))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: _float32(one(*first))))
     return jax.lax.scan(add, zeros, inputs)[0]
 
 

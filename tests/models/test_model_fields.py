@@ -44,6 +44,7 @@ OTHER = {
     "attention_bias": True,
     "mlp_bias": True,
     "init_std": 0.2,
+    "head": "scalar",
     "rope.theta": 500.0,
     "rope.scaling": None,
     "rope.scaling.kind": LinearScaling(factor=CONFIG.rope.scaling.factor),

@@ -73,6 +73,7 @@ def make_trainer(
     objective=None,
     schedule=None,
     execution=EXECUTION,
+    gradient_dtype=None,
 ):
     devices = None if -1 in dataclasses.astuple(mesh_config) else _first_devices(mesh_config)
     mesh = make_mesh(mesh_config, devices)
@@ -87,7 +88,14 @@ def make_trainer(
         graphdef,
         objective,
         init_state(params, transform, jax.random.key(7)),
-        make_train_step(graphdef, objective, transform, rates, config),
+        make_train_step(
+            graphdef,
+            objective,
+            transform,
+            rates,
+            config,
+            gradient_dtype=gradient_dtype or execution.compute_dtype,
+        ),
     )
 
 

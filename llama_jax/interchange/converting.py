@@ -78,7 +78,7 @@ def convert(
     check_source(source)
     vocabulary = _tokenizer(source) if tokenizer else None
     with staged(Path(dst)) as new:
-        _write(_Reading(source, vocabulary, progress), new, to, options, vocabulary)
+        write_source(_Reading(source, vocabulary, progress), new, to, options, vocabulary)
         written = open_source(new)
         exact = _is_exact(source, written)
         notes = _notes(source, written, vocabulary)
@@ -103,9 +103,10 @@ def convert(
     )
 
 
-def _write(
+def write_source(
     source: Source, new: Path, to: str, options: Options, tokenizer: Tokenizer | None
 ) -> None:
+    """Write `source` at `new` in the format `to`, with what of the options has to do with that."""
     dtype = options.dtype
     if to == "hf":
         shard_bytes = options.shard_size or DEFAULT_SHARD_BYTES

@@ -135,7 +135,8 @@ def run_llama_jax(case: Case) -> dict:
     from llama_jax.optim.schedule import make_schedule
     from llama_jax.sharding.mesh import make_mesh
     from llama_jax.sharding.rules import batch_sharding
-    from llama_jax.training.state import init_state
+    from llama_jax.training.networks import Networks
+from llama_jax.training.state import init_state
     from llama_jax.training.step import make_train_step
 
     config = model_config(case.model)
@@ -151,7 +152,7 @@ def run_llama_jax(case: Case) -> dict:
     optimizer = make_optimizer(AdamWConfig(), schedule)
     objective = make_objective(NextTokenConfig(), execution)
     graphdef, params = nnx.split(make_model(config, execution, mesh, 0))
-    train_step = make_train_step(graphdef, objective, optimizer, schedule, training)
+    train_step = make_train_step(Networks(graphdef), objective, optimizer, schedule, training)
 
     ids = np.random.default_rng(0).integers(
         0, config.vocab_size, (case.batch_size, case.seq_len + 1), dtype=np.int32

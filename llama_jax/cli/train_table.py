@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from etils import epath
@@ -54,14 +55,26 @@ def _figures_table(outcome: Outcome) -> Table:
     table.add_row("training loss, last step", f"{figures['loss']:.4f}")
     held_out = figures["held_out"]
     if held_out is not None:
-        table.add_row("held-out loss, nats a token", f"{held_out['loss']:.4f}")
-        table.add_row("held-out bits a byte, this model", f"{held_out['bits_per_byte']:.3f}")
+        _add_held_out(table, held_out)
         for name, value in (figures["compressors"] or {}).items():
             table.add_row(f"held-out bits a byte, {name}, files joined", f"{value:.3f}")
     seconds = figures["seconds"]
     table.add_row("time", format_duration(seconds["with_preparation"]))
     table.add_row("goodput of the loop", f"{seconds.get('step', 0.0) / seconds['total']:.1%}")
     return table
+
+
+def _add_held_out(table: Table, held_out: Mapping[str, float]) -> None:
+    rest = dict(held_out)
+    loss, bits = rest.pop("loss"), rest.pop("bits_per_byte", None)
+    if bits is None:
+        table.add_row("held-out loss", f"{loss:.4f}")
+    else:
+        table.add_row("held-out loss, nats a token", f"{loss:.4f}")
+        table.add_row("held-out bits a byte, this model", f"{bits:.3f}")
+    for name, value in rest.items():
+        if name not in ("tokens", "text_bytes"):
+            table.add_row(f"held-out {name.replace('_', ' ')}", f"{value:.4g}")
 
 
 def _made_table(run_dir: epath.Path) -> Table:

@@ -21,6 +21,7 @@ from llama_jax.config.loading import (
     check_ranges,
 )
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig, InitConfig
 
 DType = Literal["float32", "bfloat16"]
 FlagValue = str | bool | int | float
@@ -314,6 +315,10 @@ class RunConfig:
     tokenizer: ByteTokenizer | TokenizerFile | TrainedTokenizer
     optimizer: OptimizerConfig = AdamWConfig()
     objective: NextTokenConfig = NextTokenConfig()
+    # The weights to start from; None draws them.
+    init: InitConfig | None = None
+    # Train low-rank adapters beside frozen weights, not the weights themselves.
+    adapter: AdapterConfig | None = None
     execution: ExecutionConfig = ExecutionConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

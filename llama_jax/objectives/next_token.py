@@ -1,6 +1,7 @@
 """Next-token prediction: pretraining, and the base that fine-tuning masks. B batch, T length."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,11 +18,21 @@ class NextToken:
     config: NextTokenConfig
     chunk_size: int
 
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Targets."""
+        return ("tokens",)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """No other model."""
+        return ()
+
     def __call__(
-        self, model: Any, batch: dict[str, jax.Array], key: jax.Array
+        self, model: Any, batch: dict[str, jax.Array], key: jax.Array, frozen: Mapping[str, Any]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The summed loss over the batch's [B, T] arrays, and sums by name. `key` is not used."""
-        del key
+        """The summed loss over the batch's [B, T] arrays, and sums by name."""
+        del key, frozen
         batch = to_zigzag(batch)
         x_BTD = model.hidden(
             batch["tokens"], positions_BT=batch["positions"], segment_ids_BT=batch["segment_ids"]
@@ -35,3 +46,7 @@ class NextToken:
             z_loss=self.config.z_loss,
             chunk_size=self.chunk_size,
         )
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """`loss`, the cross entropy in nats a token: of data, the z term tells nothing."""
+        return {"loss": sums["cross_entropy"] / max(sums["tokens"], 1.0)}

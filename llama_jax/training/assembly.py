@@ -10,17 +10,15 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from llama_jax.config.run import RunConfig
-from llama_jax.data.device import host_rows
-from llama_jax.data.rows import FIELDS
-from llama_jax.models.init import abstract_model
+from llama_jax.data.device import field_sharding, host_rows
+from llama_jax.data.fields import batch_fields
 from llama_jax.objectives.objective import Objective, make_objective
 from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import Schedule, make_schedule
-from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.networks import Networks, abstract_networks
 from llama_jax.training.state import TrainState, abstract_state
 from llama_jax.training.step import JittedStep, make_eval_step, make_train_step
 
@@ -35,7 +33,7 @@ class Assembly:
       train_step, eval_step: jitted, not yet compiled; call or lower them under `jax.set_mesh`.
     """
 
-    graphdef: nnx.GraphDef
+    networks: Networks
     abstract_state: TrainState
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     train_step: JittedStep
@@ -54,24 +52,24 @@ def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
     schedule = make_schedule(config.schedule, config.training.steps)
     optimizer = make_optimizer(config.optimizer, schedule, config.seed)
     objective = make_objective(config.objective, config.execution)
-    graphdef, params = abstract_model(config.model, config.execution, mesh)
+    networks, params, frozen = abstract_networks(config, objective, mesh)
     # A key itself would be an array on the mesh's devices, which a described device can't hold.
     key: Any = jax.eval_shape(lambda: jax.random.key(config.seed))
     with jax.set_mesh(mesh):
-        state = abstract_state(params, optimizer, key)
+        state = abstract_state(params, optimizer, key, frozen)
     return Assembly(
-        graphdef=graphdef,
+        networks=networks,
         abstract_state=state,
         abstract_batch=_abstract_batch(config, mesh),
         train_step=make_train_step(
-            graphdef,
+            networks,
             objective,
             optimizer,
             schedule,
             config.training,
             gradient_dtype=config.execution.compute_dtype,
         ),
-        eval_step=make_eval_step(graphdef, objective),
+        eval_step=make_eval_step(networks, objective),
         optimizer=optimizer,
         schedule=schedule,
         objective=objective,
@@ -79,11 +77,9 @@ def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
 
 
 def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    data = config.data
-    host_rows(mesh, data.batch_size, list(mesh.devices.flat))  # refuses a batch that doesn't divide
-    sharding = batch_sharding(mesh)
-    shape = (data.batch_size, data.seq_len)
+    # Refuses a batch that doesn't divide.
+    host_rows(mesh, config.data.batch_size, list(mesh.devices.flat))
     return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, dtype in FIELDS.items()
+        name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=field_sharding(name, mesh))
+        for name, field in batch_fields(config.data).items()
     }

@@ -1,8 +1,8 @@
-"""Loss on the held-out part: weighted by token, and as bits a byte of its text."""
+"""Figures of the held-out part: what the objective tells of its sums, and bits a byte of text."""
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from llama_jax.data.device import to_device
 from llama_jax.data.rows import Batch
 from llama_jax.metrics.compression import bits_per_byte
+from llama_jax.objectives.objective import Objective
+from llama_jax.training.state import TrainState
 from llama_jax.training.step import JittedStep
 
 # One pass over the held-out batches, each with the bytes of text of its targets.
@@ -18,25 +20,50 @@ HeldOutBatches = Callable[[], Iterator[tuple[Batch, float]]]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Cross entropy in nats a token, in bits a byte of text, and over how much of both."""
+    """What was seen on held-out data.
+
+    Attributes:
+      loss: by the objective's first count; of next tokens the cross entropy, in nats a token.
+      tokens: over how many targets.
+      bits_per_byte: the same by bytes of text; None where the loss isn't about text alone.
+      text_bytes: over how many; None with it.
+      figures: what else the objective tells, such as accuracies.
+    """
 
     loss: float
-    bits_per_byte: float
     tokens: float
-    text_bytes: float
+    bits_per_byte: float | None = None
+    text_bytes: float | None = None
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_table(self) -> dict[str, float]:
+        """All of it by name, without what there isn't."""
+        table = dataclasses.asdict(self)
+        figures = table.pop("figures")
+        return {name: value for name, value in table.items() if value is not None} | figures
 
 
-def evaluate(params: Any, eval_step: JittedStep, batches: HeldOutBatches, mesh: Mesh) -> HeldOut:
-    """The figures of `params` over one pass; sums are kept in float64 on the host.
+def evaluate(
+    state: TrainState,
+    eval_step: JittedStep,
+    objective: Objective,
+    batches: HeldOutBatches,
+    mesh: Mesh,
+) -> HeldOut:
+    """The figures of a state's parameters over one pass; sums are kept in float64 on the host.
 
     Every token that a document's ids predict counts, its end mark included; what the begin mark
     costs is nothing, for it is given.
     """
-    nats = tokens = text_bytes = 0.0
+    sums: dict[str, float] = collections.defaultdict(float)
+    text_bytes = 0.0
     for batch, batch_bytes in batches():
-        sums = jax.device_get(eval_step(params, to_device(batch, mesh)))
-        nats += float(sums["cross_entropy"])
-        tokens += float(sums["tokens"])
+        found = jax.device_get(eval_step(state.params, state.frozen, to_device(batch, mesh)))
+        for name, value in found.items():
+            sums[name] += float(value)
         text_bytes += batch_bytes
-    loss = nats / max(tokens, 1.0)
-    return HeldOut(loss, bits_per_byte(loss, tokens, max(text_bytes, 1.0)), tokens, text_bytes)
+    figures = objective.figures(sums)
+    loss, tokens = figures.pop("loss"), sums["tokens"]
+    if "cross_entropy" not in sums or not text_bytes:
+        return HeldOut(loss, tokens, figures=figures)
+    return HeldOut(loss, tokens, bits_per_byte(loss, tokens, text_bytes), text_bytes, figures)

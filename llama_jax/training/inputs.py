@@ -16,8 +16,8 @@ from llama_jax.config.run import DataConfig, RunConfig, TrainedTokenizer
 from llama_jax.data.batches import Batches, held_out_batches, make_batches, resume_step
 from llama_jax.data.corpus import texts
 from llama_jax.data.device import host_rows
-from llama_jax.data.shards import ShardedDocuments
-from llama_jax.data.sources import open_documents, open_tokenizer
+from llama_jax.data.examples import LOSS_OF_OBJECTIVE
+from llama_jax.data.sources import StoredDocuments, open_documents, open_tokenizer
 from llama_jax.tokenizers import Tokenizer
 from llama_jax.training.distributed import wait_for_all
 from llama_jax.training.held_out import HeldOutBatches
@@ -33,8 +33,8 @@ class Inputs:
     """What goes into a run: the tokenizer, and the tokenised documents of each source."""
 
     tokenizer: Tokenizer
-    sources: Sequence[ShardedDocuments]
-    held_out: Sequence[ShardedDocuments]
+    sources: Sequence[StoredDocuments]
+    held_out: Sequence[StoredDocuments]
 
     @property
     def train_tokens(self) -> int:
@@ -118,7 +118,7 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> Inputs:
 
 def _open(
     config: RunConfig, part: Part, tokenizer: Tokenizer, folder: Path, say: Say
-) -> list[ShardedDocuments]:
+) -> list[StoredDocuments]:
     opened = open_documents(
         config.data,
         part,
@@ -126,6 +126,7 @@ def _open(
         folder,
         workers=min(os.cpu_count() or 1, MOST_WORKERS),
         progress=config.metrics.progress and jax.process_index() == 0,
+        loss_on=LOSS_OF_OBJECTIVE.get(config.objective.kind, "responses"),
     )
     for documents in opened:
         skipped = sum(documents.manifest.skipped.values())

@@ -14,10 +14,11 @@ from llama_jax.config.run import CheckpointConfig, TrainingConfig
 from llama_jax.data.batches import Batches
 from llama_jax.data.device import to_device
 from llama_jax.metrics.throughput import Part
+from llama_jax.objectives.objective import Objective
 from llama_jax.training.held_out import HeldOut, HeldOutBatches, evaluate
 from llama_jax.training.profiling import Profiler
 from llama_jax.training.reporting import Reporter
-from llama_jax.training.state import TrainState
+from llama_jax.training.state import TrainState, saved_part
 from llama_jax.training.step import JittedStep
 from llama_jax.training.stopping import StopRequest
 
@@ -36,6 +37,7 @@ class Parts:
     mesh: Mesh
     train_step: JittedStep
     eval_step: JittedStep
+    objective: Objective
     batches: Batches
     held_out: HeldOutBatches | None
     checkpoints: Checkpoints
@@ -144,7 +146,7 @@ def _save_is_due(parts: Parts, step: int) -> bool:
 def _evaluate(parts: Parts, state: TrainState, step: int) -> HeldOut:
     assert parts.held_out is not None
     with parts.reporter.goodput.part("eval"):
-        figures = evaluate(state.params, parts.eval_step, parts.held_out, parts.mesh)
+        figures = evaluate(state, parts.eval_step, parts.objective, parts.held_out, parts.mesh)
     parts.reporter.held_out(step, figures)
     parts.reporter.restart_clock()
     return figures
@@ -154,7 +156,7 @@ def _save(parts: Parts, state: TrainState, step: int, held_out: HeldOut | None) 
     parts.reporter.flush()
     loss = None if held_out is None else held_out.loss
     with parts.reporter.goodput.part("save"):
-        parts.checkpoints.save(step, state, parts.batches.position, held_out_loss=loss)
+        parts.checkpoints.save(step, saved_part(state), parts.batches.position, held_out_loss=loss)
     parts.reporter.restart_clock()
 
 

@@ -119,15 +119,16 @@ class Reporter:
     def held_out(self, step: int, figures: HeldOut) -> None:
         """Report an evaluation after `step`."""
         self._evaluated.add(step)
-        values = dataclasses.asdict(figures)
+        values = figures.to_table()
         if self._records is not None:
             self._records.write(step, {"held_out": values})
             self._records.flush()
         self._scalars(step, "held_out", values)
-        self.say(
-            f"step {step}: held-out loss {figures.loss:.4f} nats a token, "
-            f"{figures.bits_per_byte:.3f} bits a byte"
-        )
+        told = [f"loss {figures.loss:.4f}"]
+        if figures.bits_per_byte is not None:
+            told = [f"{told[0]} nats a token", f"{figures.bits_per_byte:.3f} bits a byte"]
+        told += [f"{name} {value:.4g}" for name, value in figures.figures.items()]
+        self.say(f"step {step}: held-out {', '.join(told)}")
 
     def say(self, message: str) -> None:
         """A line for whoever watches."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -30,7 +29,6 @@ from llama_jax.kernels.self_check import choose_and_check
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
-from llama_jax.models.init import make_model
 from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.training.assembly import assemble
@@ -45,10 +43,12 @@ from llama_jax.training.inputs import (
     start_batches,
 )
 from llama_jax.training.loop import Parts, run_steps
+from llama_jax.training.networks import Networks
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
 from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
-from llama_jax.training.state import TrainState, init_state, target_tokens
+from llama_jax.training.starting import starting_params
+from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens
 from llama_jax.training.stopping import StopRequest
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
@@ -135,14 +135,18 @@ class _Run:
         inputs = prepare_inputs(config, self.run_dir, self.say)
         self._say_sizes(inputs)
 
-        restored = self.checkpoints.restore_latest(assembly.abstract_state)
+        restored = self.checkpoints.restore_latest(saved_part(assembly.abstract_state))
         if restored is None:
-            model = make_model(config.model, config.execution, self.mesh, config.seed)
             step, position = 0, None
-            state = init_state(nnx.state(model), assembly.optimizer, jax.random.key(config.seed))
+            params, frozen = starting_params(config, assembly, self.mesh, self.say)
+            key = jax.random.key(config.seed)
+            state = init_state(params, assembly.optimizer, key, frozen)
         else:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
+            if assembly.abstract_state.frozen:
+                _, frozen = starting_params(config, assembly, self.mesh, self.say)
+                state = dataclasses.replace(state, frozen=frozen)
         if self.profile is not None:
             self.profile.check(config.training.steps, step)
 
@@ -165,6 +169,7 @@ class _Run:
                     mesh=self.mesh,
                     train_step=assembly.train_step,
                     eval_step=assembly.eval_step,
+                    objective=assembly.objective,
                     batches=batches,
                     held_out=held_out_passes(config, inputs, self.mesh),
                     checkpoints=self.checkpoints,
@@ -178,12 +183,12 @@ class _Run:
         finally:
             profiler.close()
             batches.close()
-        return self._finish(state, assembly.graphdef, inputs, stop, seconds, begun_s)
+        return self._finish(state, assembly.networks, inputs, stop, seconds, begun_s)
 
     def _finish(
         self,
         state: TrainState,
-        graphdef: nnx.GraphDef,
+        networks: Networks,
         inputs: Inputs,
         stop: StopRequest,
         seconds: dict[str, float],
@@ -197,7 +202,7 @@ class _Run:
             plot_loss(records, self.run_dir / "plots" / "loss.png", self.run_dir.name)
         if step < self.config.training.steps:
             return Outcome(self.run_dir, step, None, stop.exit_code)
-        self._write_samples(state, graphdef, inputs)
+        self._write_samples(state, networks, inputs)
         held_out = [record["held_out"] for record in records if "held_out" in record]
         figures: dict[str, Any] = {
             "step": step,
@@ -213,13 +218,13 @@ class _Run:
             _write_json(self.run_dir / RESULT_FILE, figures)
         return Outcome(self.run_dir, step, figures, stop.exit_code)
 
-    def _write_samples(self, state: TrainState, graphdef: nnx.GraphDef, inputs: Inputs) -> None:
+    def _write_samples(self, state: TrainState, networks: Networks, inputs: Inputs) -> None:
         training, prompts = self.config.training, self.config.training.sample_prompts
         if not prompts:
             return
         texts = sample_text(
-            graphdef,
-            state.params,
+            networks,
+            state,
             inputs.tokenizer,
             prompts,
             new_tokens=training.sample_tokens,

@@ -4,26 +4,28 @@ Each token takes a full forward pass at one shape, so there is one compilation a
 for a few dozen tokens, not for serving.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from llama_jax.data.device import host_rows, to_device
 from llama_jax.sharding.rules import axis_size, lay_out
 from llama_jax.tokenizers.tokenizer import Tokenizer
+from llama_jax.training.networks import Networks
+from llama_jax.training.state import TrainState
 
 # Below 1, so that a small model stays within what it is sure of.
 TEMPERATURE = 0.7
 
 
 def sample_text(
-    graphdef: nnx.GraphDef,
-    params: Any,
+    networks: Networks,
+    state: TrainState,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -32,14 +34,16 @@ def sample_text(
     temperature: float,
     key: jax.Array,
     mesh: Mesh,
+    encode: Callable[[str], list[int]] | None = None,
 ) -> list[str]:
     """Each prompt with up to `new_tokens` tokens after it; it ends early at an end mark.
 
     Args:
-      graphdef: of the model.
-      params: its parameters, on `mesh`.
+      networks: the run's.
+      state: its parameters, on `mesh`.
       tokenizer: the run's.
-      prompts: texts; each begins a document.
+      prompts: texts.
+      encode: a prompt's ids; by default each begins a document.
       new_tokens: at most these many are added.
       max_seq_len: prompts are cut from the left so that all fits.
       temperature: 0 takes the likeliest token.
@@ -47,14 +51,16 @@ def sample_text(
       mesh: the run's.
     """
     limit = max(1, max_seq_len - new_tokens)
-    encoded = [tokenizer.encode(prompt, bos=True)[-limit:] for prompt in prompts]
+    encode = encode or functools.partial(tokenizer.encode, bos=True)
+    encoded = [encode(prompt)[-limit:] for prompt in prompts]
     tokens_BT = _rows(encoded, new_tokens, tokenizer.pad_id, mesh)
     ends_B = np.array([len(ids) for ids in encoded] + [1] * (len(tokens_BT) - len(encoded)))
-    next_tokens = _make_next_tokens(graphdef, temperature)
+    next_tokens = _make_next_tokens(networks, temperature)
+    weights = (state.params, state.frozen)
     stops = set(tokenizer.special.values())
     for count in range(new_tokens):
         batch = _batch(tokens_BT, mesh)
-        drawn_B = np.asarray(next_tokens(params, batch, ends_B, jax.random.fold_in(key, count)))
+        drawn_B = np.asarray(next_tokens(*weights, batch, ends_B, jax.random.fold_in(key, count)))
         tokens_BT[np.arange(len(ends_B)), ends_B] = drawn_B
         ends_B = ends_B + 1
     made = [row.tolist() for row in tokens_BT[: len(encoded)]]
@@ -73,10 +79,12 @@ def format_samples(prompts: Sequence[str], texts: Sequence[str], title: str) -> 
     return f"{title}\n\n" + "\n".join(blocks)
 
 
-def _make_next_tokens(graphdef: nnx.GraphDef, temperature: float) -> Any:
+def _make_next_tokens(networks: Networks, temperature: float) -> Any:
     @jax.jit
-    def next_tokens(params: Any, batch: Any, ends_B: jax.Array, key: jax.Array) -> jax.Array:
-        model = nnx.merge(graphdef, params)
+    def next_tokens(
+        params: Any, frozen: Any, batch: Any, ends_B: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        model = networks.model(params, frozen)
         logits_BTV = model(
             batch["tokens"],
             positions_BT=batch["positions"],

@@ -1,6 +1,7 @@
 """Everything that a step changes, as one pytree: what is donated, saved and restored."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,19 +30,30 @@ class TrainState:
     target_tokens: jax.Array  # int32 [2]: millions, and the rest; int32 alone ends at 2e9
     skipped_steps: jax.Array  # int32, batches that made no update
     consecutive_skips: jax.Array  # int32, non-finite ones in a row up to now
+    # Parameters that a step reads and never changes, by name: of a reference, a teacher, or the
+    # base under adapters. Not in checkpoints: they come from where they came from at first.
+    frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    frozen: Mapping[str, Any] | None = None,
+) -> TrainState:
     """The state before the first step; optimizer state and counters lie on the parameters' mesh."""
     sharding = _replicated(params)
     with jax.set_mesh(sharding.mesh):
         opt_state, counters = jax.jit(lambda params: (optimizer.init(params), _counters()))(params)
     key = jax.device_put(key, sharding)
-    return TrainState(params=params, opt_state=opt_state, key=key, **counters)
+    return TrainState(params=params, opt_state=opt_state, key=key, frozen=frozen or {}, **counters)
 
 
 def abstract_state(
-    params: Any, optimizer: optax.GradientTransformation, key: jax.Array
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    frozen: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """`init_state` as shapes, dtypes and shardings, from abstract parameters; uses no memory."""
     sharding = _replicated(params)
@@ -60,8 +72,14 @@ def abstract_state(
     return TrainState(
         params=params,
         opt_state=jax.tree.map(place, opt_state, kinds),
+        frozen=frozen or {},
         **jax.tree.map(place, rest),
     )
+
+
+def saved_part(state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state, abstract or not."""
+    return dataclasses.replace(state, frozen={})
 
 
 def begin_stage(state: TrainState) -> TrainState:

@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import TrainingConfig
 from llama_jax.models.narrow import stand_ins
-from llama_jax.objectives.objective import Batch, Metrics, Objective
+from llama_jax.objectives.objective import OF_PARTS, Batch, Metrics, Objective
 from llama_jax.optim.optimizer import schedule_count
 from llama_jax.optim.schedule import Schedule
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import TrainState, add_tokens
 
 
@@ -52,7 +52,7 @@ class JittedStep:
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
+    networks: Networks,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
@@ -62,9 +62,10 @@ def make_train_step(
 ) -> JittedStep:
     """The jitted (state, batch) -> (state, metrics); the state passed in is donated, so it is gone.
 
-    Call it under `jax.set_mesh`. Metrics are float32 scalars: means over targets of `loss` and of
-    the objective's sums, `tokens`, `grad_norm` before clipping, `param_norm`, `learning_rate`,
-    `skipped` (1 where no update was made), `skipped_steps` and `consecutive_skips`.
+    Call it under `jax.set_mesh`. Metrics are float32 scalars: means over the objective's first
+    count of `loss` and of its sums, its counts, `grad_norm` before clipping, `param_norm` of what
+    is trained, `learning_rate`, `skipped` (1 where no update was made), `skipped_steps` and
+    `consecutive_skips`.
 
     Args:
       gradient_dtype: in which a microbatch's gradients of matrices are kept between its backward
@@ -77,16 +78,21 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         sums, grads = _sum_microbatches(
-            graphdef, objective, state.params, batch, key, config.microbatches, gradient_dtype
+            networks, objective, state, batch, key, config.microbatches, gradient_dtype
         )
-        # Zero targets: every sum is 0, and so is every mean.
-        tokens = sums["tokens"]
-        share = 1.0 / jnp.where(tokens > 0, tokens, 1.0)
-        means = {name: value * share for name, value in sums.items() if name != "tokens"}
+        # Nothing to learn from: every sum is 0, and so is every mean.
+        count = sums[objective.counts[0]]
+        share = 1.0 / jnp.where(count > 0, count, 1.0)
+        counts = {name: sums[name] for name in objective.counts}
+        means = {
+            name: value * share
+            for name, value in sums.items()
+            if name not in counts and not name.startswith(OF_PARTS)
+        }
         grad_norm = optax.tree.norm(_float32(grads)) * share
         # A non-finite gradient anywhere makes the norm non-finite, at no cost of its own.
         finite = jnp.isfinite(means["loss"]) & jnp.isfinite(grad_norm)
-        updated = finite & (tokens > 0)
+        updated = finite & (count > 0)
 
         rate = schedule(schedule_count(state.opt_state))
         # One factor for the mean and the clip, so that gradients are read twice, never rewritten.
@@ -98,7 +104,7 @@ def make_train_step(
             step=state.step + 1,
             params=_where(updated, params, state.params),
             opt_state=_where(updated, opt_state, state.opt_state),
-            target_tokens=add_tokens(state.target_tokens, jnp.where(updated, tokens, 0.0)),
+            target_tokens=add_tokens(state.target_tokens, jnp.where(updated, sums["tokens"], 0.0)),
             skipped_steps=state.skipped_steps + ~updated,
             # A batch without targets says nothing about the run's health either way.
             consecutive_skips=jnp.where(
@@ -109,7 +115,7 @@ def make_train_step(
         )
         metrics = {
             **means,
-            "tokens": tokens,
+            **counts,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(new_state.params),
             "learning_rate": rate,
@@ -122,15 +128,16 @@ def make_train_step(
     return JittedStep(step, donate_argnums=(0,))
 
 
-def make_eval_step(graphdef: nnx.GraphDef, objective: Objective) -> JittedStep:
-    """A jitted function of (params, batch) to the objective's sums, with `loss` among them.
+def make_eval_step(networks: Networks, objective: Objective) -> JittedStep:
+    """A jitted function of (params, frozen, batch) to the objective's sums, `loss` among them.
 
-    Sums, so that held-out batches of different sizes weigh by their tokens: the caller adds up
-    and divides by `tokens` once. It is given the same key each time: evaluation is repeatable.
+    Sums, so that held-out batches of different sizes weigh by what they hold: the caller adds up
+    and divides once. It is given the same key each time: evaluation is repeatable.
     """
 
-    def step(params: Any, batch: Batch) -> Metrics:
-        loss, sums = objective(nnx.merge(graphdef, params), batch, jax.random.key(0))
+    def step(params: Any, frozen: Mapping[str, Any], batch: Batch) -> Metrics:
+        model, others = networks.model(params, frozen), networks.read_only(frozen)
+        loss, sums = objective(model, batch, jax.random.key(0), others)
         return {**sums, "loss": loss}
 
     return JittedStep(step)
@@ -147,8 +154,8 @@ def split_microbatches(batch: Batch, microbatches: int) -> Batch:
       ConfigError: a device's rows don't divide into `microbatches`.
     """
     sharding = jax.typeof(batch["tokens"]).sharding
-    spec = (*sharding.spec, None, None)[:2]
-    shards = 1 if sharding.mesh.empty else _shards(spec[0], sharding.mesh.shape)
+    axes = (*sharding.spec, None)[0]
+    shards = 1 if sharding.mesh.empty else _shards(axes, sharding.mesh.shape)
     rows = batch["tokens"].shape[0] // shards
     if rows % microbatches:
         raise ConfigError(
@@ -162,29 +169,34 @@ def split_microbatches(batch: Batch, microbatches: int) -> Batch:
 
     if sharding.mesh.empty:
         return jax.tree.map(split, batch)
+    specs = {
+        name: PartitionSpec(*(*jax.typeof(array).sharding.spec, None, None)[: min(array.ndim, 2)])
+        for name, array in batch.items()
+    }
     on_each = jax.shard_map(
         lambda arrays: jax.tree.map(split, arrays),
         mesh=sharding.mesh,
-        in_specs=PartitionSpec(*spec),
-        out_specs=PartitionSpec(None, *spec),
+        in_specs=(specs,),
+        out_specs={name: PartitionSpec(None, *spec) for name, spec in specs.items()},
     )
     return on_each(batch)
 
 
 def _sum_microbatches(
-    graphdef: nnx.GraphDef,
+    networks: Networks,
     objective: Objective,
-    params: Any,
+    state: TrainState,
     batch: Batch,
     key: jax.Array,
     microbatches: int,
     gradient_dtype: str,
 ) -> tuple[Metrics, Any]:
     """The objective's sums, with `loss`, and the gradient of the summed loss."""
-    differentiated, join = stand_ins(params, gradient_dtype)
+    differentiated, join = stand_ins(state.params, gradient_dtype)
 
     def loss_of(leaves: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        return objective(nnx.merge(graphdef, join(leaves)), batch, key)
+        model = networks.model(join(leaves), state.frozen)
+        return objective(model, batch, key, networks.read_only(state.frozen))
 
     def one(batch: Batch, key: jax.Array) -> tuple[Metrics, Any]:
         gradient = jax.value_and_grad(loss_of, has_aux=True)

@@ -26,6 +26,7 @@ from llama_jax.planning.collectives import Layout
 from llama_jax.planning.program import analyze
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import abstract_state, init_state
 from llama_jax.training.step import make_train_step
 
@@ -49,7 +50,9 @@ def gradients(config, execution, mesh_config=None, devices=1, T=16):
     model, mesh = make(config, execution, mesh_config, devices)
     before = params_of(model)
     objective = make_objective(NextTokenConfig(z_loss=0.01), execution)
-    step = make_train_step(nnx.graphdef(model), objective, DESCENT, lambda count: 1.0, TRAINING)
+    step = make_train_step(
+        Networks(nnx.graphdef(model)), objective, DESCENT, lambda count: 1.0, TRAINING
+    )
     with jax.set_mesh(mesh):
         state = init_state(nnx.state(model), DESCENT, jax.random.key(0))
         state, metrics = step(state, to_device(batch_of(16, T), mesh))
@@ -130,7 +133,7 @@ def program(name):
     execution = ExecutionConfig(remat="attention", context_attention=case.context)
     graphdef, params = abstract_model(LARGE, execution, mesh)
     objective = make_objective(NextTokenConfig(), execution)
-    step = make_train_step(graphdef, objective, DESCENT, lambda count: 1.0, TRAINING)
+    step = make_train_step(Networks(graphdef), objective, DESCENT, lambda count: 1.0, TRAINING)
     with jax.set_mesh(mesh):
         state = abstract_state(params, DESCENT, jax.eval_shape(lambda: jax.random.key(0)))
         batch = {

@@ -64,7 +64,7 @@ def model(mesh):
 def sums(model, mesh, batch, z_loss=0.0):
     objective = make_objective(NextTokenConfig(z_loss=z_loss), EXECUTION)
     with jax.set_mesh(mesh):
-        loss, metrics = objective(model, arrays(batch), jax.random.key(0))
+        loss, metrics = objective(model, arrays(batch), jax.random.key(0), {})
     return float(loss), {name: float(value) for name, value in metrics.items()}
 
 

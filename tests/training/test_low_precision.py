@@ -22,6 +22,7 @@ from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import make_schedule
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import abstract_state
 from llama_jax.training.step import make_train_step
 
@@ -61,7 +62,7 @@ def test_gradients_point_where_bfloat16s_do(precision):
 
         def loss(params):
             model = nnx.merge(trainer.graphdef, params)
-            return trainer.objective(model, batch, jax.random.key(0))[0]
+            return trainer.objective(model, batch, jax.random.key(0), {})[0]
 
         with jax.set_mesh(trainer.mesh):
             grads = nnx.to_flat_state(jax.jit(jax.grad(loss))(trainer.state.params))
@@ -120,6 +121,6 @@ def compiled_step(precision, topology):
     with jax.set_mesh(mesh):
         state = abstract_state(params, optimizer, jax.eval_shape(lambda: jax.random.key(0)))
         step = make_train_step(
-            graphdef, objective, optimizer, schedule, TrainingConfig(steps=STEPS)
+            Networks(graphdef), objective, optimizer, schedule, TrainingConfig(steps=STEPS)
         )
         return step.lower(state, batch).compile().as_text()

@@ -23,6 +23,7 @@ from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import make_schedule
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import abstract_state
 from llama_jax.training.step import make_train_step
 
@@ -115,7 +116,7 @@ def test_on_a_tpu_the_hosts_moments_are_updated_in_place(moments):
     with jax.set_mesh(mesh):
         state = abstract_state(params, optimizer, key)
         step = make_train_step(
-            graphdef, objective, optimizer, schedule, TrainingConfig(steps=STEPS)
+            Networks(graphdef), objective, optimizer, schedule, TrainingConfig(steps=STEPS)
         )
         memory = step.lower(state, batch).compile().memory_analysis()
     on_host = [

@@ -38,7 +38,7 @@ def test_matrices_have_their_gradient_in_the_compute_dtype_and_nothing_else_has(
     def loss_of(leaves, batch):
         model = nnx.merge(trainer.graphdef, join(leaves))
         assert isinstance(model.layers.mlp.up_proj[...], Narrow)
-        return trainer.objective(model, batch, jax.random.key(0))[0]
+        return trainer.objective(model, batch, jax.random.key(0), {})[0]
 
     with jax.set_mesh(trainer.mesh):
         grads = jax.eval_shape(

@@ -7,21 +7,26 @@ import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from rich.console import Console
 
 from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError, fingerprint
+from llama_jax.config.run import ExecutionConfig, NextTokenConfig
 from llama_jax.metrics.records import read_records
 from llama_jax.models.init import make_model
+from llama_jax.objectives.objective import make_objective
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.training import loop
 from llama_jax.training.held_out import evaluate
 from llama_jax.training.loop import TrainingError
+from llama_jax.training.networks import Networks
 from llama_jax.training.run import train
 from llama_jax.training.samples import sample_text
+from llama_jax.training.state import init_state
 from llama_jax.training.stopping import StopRequest
 
 SETTINGS = (
@@ -176,7 +181,9 @@ def test_held_out_loss_is_weighted_by_token_and_bits_by_bytes():
         {"cross_entropy": 10.0, "tokens": 2.0, "loss": 99.0},
     ])  # fmt: skip
     mesh = make_mesh(config_with().mesh)
-    figures = evaluate({}, lambda params, batch: next(sums), lambda: iter(batches), mesh)
+    objective = make_objective(NextTokenConfig(), ExecutionConfig())
+    state = types.SimpleNamespace(params={}, frozen={})
+    figures = evaluate(state, lambda *_: next(sums), objective, lambda: iter(batches), mesh)
     assert figures.loss == pytest.approx(70 / 32)
     assert figures.bits_per_byte == pytest.approx(70 / math.log(2) / 32)
     assert (figures.tokens, figures.text_bytes) == (32, 32)
@@ -190,9 +197,10 @@ def test_greedy_samples_are_what_full_forwards_of_each_length_give():
     with jax.set_mesh(mesh):
         model = make_model(config.model, config.execution, mesh, seed=3)
         graphdef, params = nnx.split(model)
+        state = init_state(params, optax.sgd(1.0), jax.random.key(0))
         texts = sample_text(
-            graphdef, params, tokenizer, prompts, new_tokens=2, max_seq_len=64, temperature=0.0,
-            key=jax.random.key(0), mesh=mesh,
+            Networks(graphdef), state, tokenizer, prompts, new_tokens=2, max_seq_len=64,
+            temperature=0.0, key=jax.random.key(0), mesh=mesh,
         )  # fmt: skip
         forward = jax.jit(
             lambda params, tokens_BT, positions_BT: nnx.merge(graphdef, params)(

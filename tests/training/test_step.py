@@ -14,6 +14,7 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import AdamWConfig, LionConfig, MeshConfig, ScheduleConfig, TrainingConfig
 from llama_jax.optim.optimizer import make_optimizer, schedule_count
 from llama_jax.optim.schedule import make_schedule
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import (
     TrainState,
     abstract_state,
@@ -49,13 +50,16 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(value)
 
 
-def weighted_rows(model, batch, key):
+def weighted_rows(model, batch, key, frozen):
     """Loss sum over tokens of mask * target * weight[token]: its gradient is the targets."""
-    del key
+    del key, frozen
     weights_BT = model.weight[...][batch["tokens"]]
     mask_BT = batch["loss_mask"]
     loss = (mask_BT * batch["targets"] * weights_BT).sum()
     return loss, {"tokens": mask_BT.sum()}
+
+
+weighted_rows.counts = ("tokens",)
 
 
 def linear_step(weight, *, microbatches=1, clip_norm=None, rate=1.0):
@@ -65,7 +69,7 @@ def linear_step(weight, *, microbatches=1, clip_norm=None, rate=1.0):
     schedule = make_schedule(ScheduleConfig(peak=rate, kind="constant"), STEPS)
     optimizer = optax.sgd(schedule)
     config = TrainingConfig(steps=STEPS, microbatches=microbatches, clip_norm=clip_norm)
-    step = make_train_step(graphdef, weighted_rows, optimizer, schedule, config)
+    step = make_train_step(Networks(graphdef), weighted_rows, optimizer, schedule, config)
     return step, init_state(params, optimizer, jax.random.key(0))
 
 
@@ -208,7 +212,7 @@ def test_logged_rates_are_those_applied_the_same_for_any_number_of_microbatches(
     for microbatches in (1, 4):
         optimizer = optax.scale_by_learning_rate(rates)
         config = TrainingConfig(steps=10, microbatches=microbatches, clip_norm=None)
-        step = make_train_step(graphdef, weighted_rows, optimizer, rates, config)
+        step = make_train_step(Networks(graphdef), weighted_rows, optimizer, rates, config)
         state = init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(0))
         logged, applied, weight = [], [], 0.0
         for _ in range(10):
@@ -262,10 +266,10 @@ def test_the_state_is_donated_and_the_step_compiles_once():
 
 def test_evaluation_gives_sums_and_compiles_once():
     trainer = make_trainer()
-    evaluate = make_eval_step(trainer.graphdef, trainer.objective)
+    evaluate = make_eval_step(Networks(trainer.graphdef), trainer.objective)
     batch = make_batch(3)
     with jax.set_mesh(trainer.mesh):
-        sums = [evaluate(trainer.state.params, place(batch, trainer.mesh)) for _ in range(2)]
+        sums = [evaluate(trainer.state.params, {}, place(batch, trainer.mesh)) for _ in range(2)]
     (metrics,) = trainer.train([batch])
     tokens = float(sums[0]["tokens"])
     assert tokens == batch["loss_mask"].sum()

@@ -16,6 +16,7 @@ from llama_jax.objectives.objective import make_objective
 from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import make_schedule
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import init_state
 from llama_jax.training.step import make_train_step
 
@@ -139,7 +140,7 @@ def our_losses(graphdef, params, config, mesh):
     optimizer = make_optimizer(AdamWConfig(weight_decay=0.1), schedule)
     objective = make_objective(NextTokenConfig(), EXECUTION)
     training = TrainingConfig(steps=STEPS, clip_norm=1.0, microbatches=2)
-    step = make_train_step(graphdef, objective, optimizer, schedule, training)
+    step = make_train_step(Networks(graphdef), objective, optimizer, schedule, training)
     state = init_state(params, optimizer, jax.random.key(0))
     positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH))
     losses = []

@@ -22,6 +22,7 @@ from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import make_schedule
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import batch_sharding
+from llama_jax.training.networks import Networks
 from llama_jax.training.state import init_state
 from llama_jax.training.step import JittedStep, make_train_step
 
@@ -89,7 +90,7 @@ def make_trainer(
         objective,
         init_state(params, transform, jax.random.key(7)),
         make_train_step(
-            graphdef,
+            Networks(graphdef),
             objective,
             transform,
             rates,

@@ -1,0 +1,35 @@
+"""What a run starts from: weights of a checkpoint or drawn ones, and those that it only reads."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from llama_jax.config.run import RunConfig
+from llama_jax.models.init import make_model
+from llama_jax.models.lora import split_params
+from llama_jax.training.assembly import Assembly
+from llama_jax.training.inputs import Say
+from llama_jax.training.networks import BASE, REFERENCE, stored_as
+
+
+def starting_params(
+    config: RunConfig, assembly: Assembly, mesh: Mesh, say: Say
+) -> tuple[nnx.State, dict[str, nnx.State]]:
+    """What a step changes at step 0, and `TrainState.frozen`.
+
+    Raises:
+      ConfigError, InterchangeError: a checkpoint that can't be used, one line.
+    """
+    stored = stored_as(config)
+    params = nnx.state(make_model(config.model, stored, mesh, config.seed, config.adapter))
+    frozen: dict[str, Any] = {}
+    wanted = assembly.abstract_state.frozen
+    if BASE in wanted:
+        params, frozen[BASE] = split_params(params)
+    if REFERENCE in wanted:
+        frozen[REFERENCE] = jax.tree.map(
+            lambda value, like: value.astype(like.dtype), params, wanted[REFERENCE]
+        )
+    return params, frozen

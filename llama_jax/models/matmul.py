@@ -94,10 +94,14 @@ def _merged_spec(spec: PartitionSpec | None, groups: tuple[int, ...]) -> Partiti
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Saved:
-    """What the backward pass reads; None for the operand that no gradient asked for needs."""
+    """What the backward pass reads; a scalar for the operand that no gradient asked for needs.
 
-    x: jax.Array | None
-    w: jax.Array | None
+    Never None: JAX may trace the forward pass of one program for several sets of gradients, and
+    remembers the structure of the last.
+    """
+
+    x: jax.Array
+    w: jax.Array
     # Gradients lie as what they are gradients of; None where no mesh is set.
     x_layout: PartitionSpec | None = dataclasses.field(metadata={"static": True})
     w_layout: PartitionSpec | None = dataclasses.field(metadata={"static": True})
@@ -123,8 +127,9 @@ def _forward(
     )
     # A frozen weight's gradient is a third of a step's products: it isn't made, and the rows that
     # it would be made of aren't kept.
+    nothing = jnp.zeros(())
     saved = _Saved(
-        x.value if w.perturbed else None, w.value if x.perturbed else None, x_layout, w_layout
+        x.value if w.perturbed else nothing, w.value if x.perturbed else nothing, x_layout, w_layout
     )
     return _matmul(layout, precision, x.value, w.value), saved
 
@@ -140,13 +145,13 @@ def _backward(
         return None, None
     rows, columns = tuple(range(grad_MX.ndim - 1)), (grad_MX.ndim - 1,)
     grad_x_MC = grad_w_CX = None
-    if saved.x is not None:
+    if saved.x.ndim:
         roles: tuple[Role, Role] = ("value", "gradient")
         grad_w_CX = _dot(saved.x, grad_MX, (rows, rows), saved.w_layout, precision, roles)
         # First this one, after which the rows that it is made of can be forgotten: at the peak of
         # an MLP's backward pass one wide tensor fewer.
         grad_w_CX, grad_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
-    if saved.w is not None:
+    if saved.w.ndim:
         roles = ("gradient", "value")
         grad_x_MC = _dot(grad_MX, saved.w, (columns, (1,)), saved.x_layout, precision, roles)
     return grad_x_MC, grad_w_CX

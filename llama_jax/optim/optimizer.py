@@ -40,6 +40,7 @@ _MUON_DIMS = {
 # Root mean square of an orthogonalised update, matched to AdamW's so that one learning rate suits
 # both groups (Muon is Scalable for LLM Training, arXiv 2502.16982, section 2.2).
 _MUON_RMS = 0.2
+_NO_DECAY = ("norm", "bias", "dora_scale")
 
 
 def make_optimizer(
@@ -61,11 +62,11 @@ def make_optimizer(
 def decay_mask(params: Any) -> Any:
     """True for the parameters that decay: every matrix, embedding and head included, as in Llama.
 
-    Norm scales and biases never do. Told apart by name (`..._norm`, `..._bias`), not by the number
-    of dims: layers are stacked, so a norm's scales are [L, D].
+    Norm scales, biases and DoRA's magnitudes never do. Told apart by name (`..._norm`, `..._bias`,
+    `..._dora_scale`), not by the number of dims: layers are stacked, so a norm's scales are [L, D].
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(name.endswith(("norm", "bias")) for name in names_on(path)), params
+        lambda path, _: not any(name.endswith(_NO_DECAY) for name in names_on(path)), params
     )
 
 

@@ -172,7 +172,7 @@ class DataConfig:
     # `concat` joins and cuts documents; `best_fit` keeps them whole; `none` gives each a row.
     packing: Literal["concat", "best_fit", "none"] = "concat"
     # R, responses and pairs that a row of preferences has room for.
-    responses_per_row: Annotated[int, Range(at_least=2)] = 8
+    responses_per_row: Annotated[int, Range(at_least=2, at_most=255)] = 8
     workers: Annotated[int, NotNegative] = 0  # processes that read and pack; 0 reads in a thread
     prefetch: Annotated[int, Positive] = 4  # batches ready ahead of the step
 

@@ -7,14 +7,23 @@ step: resuming is a seek, on any number of hosts.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
+import numpy as np
 
 from llama_jax.config.run import DataConfig
-from llama_jax.data.documents import ChainedDocuments, DataError, Documents, RecentDocuments
+from llama_jax.data.documents import (
+    ChainedDocuments,
+    DataError,
+    Documents,
+    RecentDocuments,
+    slots_of,
+)
+from llama_jax.data.examples import Examples
+from llama_jax.data.fields import Field, batch_fields
 from llama_jax.data.mixture import Mixture
-from llama_jax.data.packing import OnePass, Piece, make_packing
+from llama_jax.data.packing import OnePass, Piece, PlannedRows, make_packing, plan_rows
 from llama_jax.data.read_ahead import read_ahead
 from llama_jax.data.rows import Batch, pack_rows, text_bytes
 
@@ -38,14 +47,21 @@ class GlobalBatches:
         Raises:
           DataError: a source without a token, named.
         """
-        self._batch_size, self._seq_len = config.batch_size, config.seq_len
+        self._batch_size, self._fields = config.batch_size, fields_of(config, documents)
         self.documents = ChainedDocuments(documents)
         self._recent = RecentDocuments(self.documents, KEPT_BYTES)
         self._packings, self._first_documents, first = [], [], 0
         for source, part in zip(config.sources, documents, strict=True):
             try:
                 key = f"{seed}/{source.name}"
-                packing = make_packing(config.packing, part.lengths, config.seq_len, key)
+                packing = make_packing(
+                    config.packing,
+                    part.lengths,
+                    config.seq_len,
+                    key,
+                    slots=slots_of(part),
+                    slots_per_row=config.responses_per_row,
+                )
             except DataError as error:
                 raise DataError(f"source '{source.name}': {error}") from None
             self._packings.append(packing)
@@ -57,7 +73,7 @@ class GlobalBatches:
     def batch(self, step: int, rows: Sequence[int]) -> Batch:
         """These rows, counted within the batch, of the global batch of a step."""
         first = step * self._batch_size
-        return pack_rows([self.pieces(first + row) for row in rows], self._recent, self._seq_len)
+        return pack_rows([self.pieces(first + row) for row in rows], self._recent, self._fields)
 
     def pieces(self, row: int) -> list[Piece]:
         """What stands in a row of the global stream; documents are numbered over all sources."""
@@ -123,6 +139,19 @@ def make_batches(
     return Batches(ahead, start_step, fingerprint(config, documents, seed=seed))
 
 
+def fields_of(config: DataConfig, documents: Sequence[Documents]) -> dict[str, Field]:
+    """The fields of batches of these documents: `batch_fields`, with what is stored beside them.
+
+    Raises:
+      DataError: some have it and others don't.
+    """
+    has_logps = {bool(getattr(part, "has_reference_logps", False)) for part in documents}
+    top_k = {int(getattr(part, "teacher_top_k", 0)) for part in documents}
+    if len(has_logps) > 1 or len(top_k) > 1:
+        raise DataError("reference or teacher log-probabilities are there for some sources only")
+    return batch_fields(config, reference_logps=has_logps.pop(), teacher_top_k=top_k.pop())
+
+
 def fingerprint(config: DataConfig, documents: Sequence[Documents], *, seed: int) -> str:
     """Differs when the batch of any step would; reading ahead doesn't count."""
     sources = [
@@ -130,6 +159,8 @@ def fingerprint(config: DataConfig, documents: Sequence[Documents], *, seed: int
         for source, part in zip(config.sources, documents, strict=True)
     ]
     content = [seed, config.seq_len, config.batch_size, config.packing, sources]
+    if config.kind == "preferences":
+        content.append(config.responses_per_row)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -158,23 +189,82 @@ def held_out_batches(
 ) -> Iterator[tuple[Batch, float]]:
     """This host's rows of the held-out batches, with the bytes of text of each *global* batch.
 
-    One pass in order, each document once; the last batch is filled up with rows of padding, so
-    that all have one shape. Bits a byte is the summed loss in nats / ln 2 / the summed bytes.
+    One pass, each document once; the last batch is filled up with rows of padding, so that all have
+    one shape. Bits a byte is the summed loss in nats / ln 2 / the summed bytes.
 
     Args:
-      config: sizes; packing is always by joining, so that the figure doesn't depend on it.
+      config: sizes; text is always packed by joining, in order, and conversations and preferences
+        by best fit, so that the figure doesn't depend on the run's packing.
       documents: those of each of `config.held_out`.
       rows: which of the `batch_size` rows to read.
       count: take this many batches, spread evenly over the pass; None takes all.
     """
     if not documents:
         return
-    chained = ChainedDocuments(documents)
-    packing = OnePass(chained.lengths, config.seq_len)
+    chained, fields = ChainedDocuments(documents), fields_of(config, documents)
+    packing = _one_pass(config, chained)
     total = -(-packing.rows // config.batch_size)
     taken = total if count is None else min(count, total)
     for index in range(taken):
         first = config.batch_size * (index * total // taken)
         pieces = [packing.pieces(first + row) for row in range(config.batch_size)]
-        batch = pack_rows([pieces[row] for row in rows], chained, config.seq_len)
+        batch = pack_rows([pieces[row] for row in rows], chained, fields)
         yield batch, text_bytes(pieces, chained)
+
+
+class OrderedBatch(NamedTuple):
+    """A batch of one pass over a source, and whose responses it holds.
+
+    Attributes:
+      batch: this host's rows.
+      examples: int64 [B, R], of the global batch: the number of the example that the response of
+        each column belongs to, -1 where there is none.
+      responses: int32 [B, R], which of that example's responses it is, from 1; 0 where none.
+    """
+
+    batch: Batch
+    examples: np.ndarray
+    responses: np.ndarray
+
+
+def ordered_batches(
+    config: DataConfig, examples: Examples, *, rows: Sequence[int], start: int = 0
+) -> Iterator[OrderedBatch]:
+    """One pass over all examples of a source of preferences, to compute something of each response.
+
+    Args:
+      config: sizes.
+      examples: those of one source.
+      rows: which of the `batch_size` rows to read.
+      start: the batch to begin with; the batches are the same whatever it is.
+    """
+    fields = fields_of(config, [examples])
+    packing = _one_pass(config, examples)
+    shape = (config.batch_size, config.responses_per_row)
+    for index in range(start, -(-packing.rows // config.batch_size)):
+        first = index * config.batch_size
+        pieces = [packing.pieces(first + row) for row in range(config.batch_size)]
+        owners, responses = np.full(shape, -1, np.int64), np.zeros(shape, np.int32)
+        for row, held in enumerate(pieces):
+            numbers = [piece.document for piece in held]
+            counts = examples.response_counts[numbers]
+            owners[row, : counts.sum()] = np.repeat(numbers, counts)
+            responses[row, : counts.sum()] = [i + 1 for count in counts for i in range(count)]
+        batch = pack_rows([pieces[row] for row in rows], examples, fields)
+        yield OrderedBatch(batch, owners, responses)
+
+
+def _one_pass(config: DataConfig, documents: Documents) -> OnePass | PlannedRows:
+    """Rows in which each document comes once."""
+    slots = slots_of(documents)
+    whole = getattr(documents, "holds_examples", False)
+    if not whole:
+        return OnePass(documents.lengths, config.seq_len)
+    return plan_rows(
+        "best_fit",
+        documents.lengths,
+        config.seq_len,
+        "one pass",
+        slots=slots,
+        slots_per_row=config.responses_per_row,
+    )

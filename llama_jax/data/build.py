@@ -25,7 +25,9 @@ from llama_jax.data.manifest import (
     Manifest,
     Plan,
     ShardEntry,
+    check_hashes,
     load_manifest,
+    mismatch,
     save_manifest,
     write_json,
 )
@@ -49,9 +51,6 @@ _SHARD_BYTES = (2 * 2**20, 64 * 2**20)
 # Below this, starting processes takes longer than tokenising.
 _ALONE_BYTES = 16 * 2**20
 _PROBLEMS_NAMED = 5
-# Sources up to this size are hashed again before a finished build is taken for theirs; above it
-# the names and sizes of the files have to do.
-_REHASH_BYTES = 2**30
 
 
 def build(
@@ -114,7 +113,7 @@ def _build(
             task = ShardTask.of(index, texts)
             entry = finished_shard(folder, task)
             pool.keep(entry) if entry else pool.submit(task)
-            bar.update(corpus.bytes_read, index + 1)
+            bar.update(corpus.bytes_read, f"{index + 1} shards")
         shards = pool.finish()
         bar.finish()
     if not shards:
@@ -198,17 +197,7 @@ def _check_same(before: Plan, now: Plan, folder: Path) -> None:
     for field in dataclasses.fields(Plan):
         old, new = getattr(before, field.name), getattr(now, field.name)
         if old != new:
-            raise DataError(_mismatch(folder, field.name, old, new))
-
-
-def _mismatch(folder: Path, name: str, old: object, new: object) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
-        name, old, new = f"source.{key}", old.get(key), new.get(key)
-    remedy = "delete it or build into another folder"
-    if name == "files":
-        return f"{folder} was built from other files than the source has now; {remedy}"
-    return f"{folder} was built with {name} {old!r}, not {new!r}; {remedy}"
+            raise DataError(mismatch(folder, field.name, old, new))
 
 
 def _finished(
@@ -218,22 +207,11 @@ def _finished(
         return None
     manifest = load_manifest(folder)
     _check_same(manifest.plan, plan, folder)
-    if sum(file.size for file in files) <= _REHASH_BYTES:
-        _check_hashes(manifest, files, folder)
+    check_hashes(manifest.files, files, folder)
     if strict and manifest.problems:
         raise DataError(manifest.problems[0])
     # A shard that was lost or damaged since is made again, with all the others.
     return manifest if all(is_whole(folder, shard) for shard in manifest.shards) else None
-
-
-def _check_hashes(manifest: Manifest, files: list[SourceFile], folder: Path) -> None:
-    by_name = {file.name: file for file in files}
-    for entry in manifest.files:
-        if sha256_of(by_name[entry.name]) != entry.sha256:
-            raise DataError(
-                f"{entry.name} has changed since {folder} was built from it; "
-                "delete the folder or build into another one"
-            )
 
 
 def _make_manifest(

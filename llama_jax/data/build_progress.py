@@ -22,12 +22,12 @@ class BuildProgress:
             BarColumn(),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
-            TextColumn("{task.fields[shards]} shards"),
+            TextColumn("{task.fields[made]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not enabled,
         )
-        self._task = self._bar.add_task("tokenising", total=total_bytes, shards=0)
+        self._task = self._bar.add_task("tokenising", total=total_bytes, made="")
 
     def __enter__(self) -> "BuildProgress":
         self._bar.start()
@@ -41,9 +41,9 @@ class BuildProgress:
     ) -> None:
         self._bar.stop()
 
-    def update(self, bytes_read: int, shards: int) -> None:
+    def update(self, bytes_read: int, made: str) -> None:
         """Show how far reading is; it is at most a few shards ahead of tokenising."""
-        self._bar.update(self._task, completed=bytes_read, shards=shards)
+        self._bar.update(self._task, completed=bytes_read, made=made)
 
     def finish(self) -> None:
         """Fill the bar: a limit on the text ends it at another size than the files promised."""

@@ -12,7 +12,10 @@ class DataError(ValueError):
 
 
 class Documents(Protocol):
-    """Numbered documents of token ids, each with its end marks already in place."""
+    """Numbered documents of token ids, each with its end marks already in place.
+
+    `examples.Examples` are the same with another element.
+    """
 
     @property
     def lengths(self) -> np.ndarray:
@@ -29,8 +32,8 @@ class Documents(Protocol):
         """Differs when any token differs; positions saved in checkpoints carry it."""
         ...
 
-    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The token ids of these documents, in this order; repeats are allowed."""
+    def read(self, numbers: Sequence[int]) -> Sequence[Any]:
+        """The token ids of these documents (int32), or `Example`s; repeats are allowed."""
         ...
 
 
@@ -53,6 +56,12 @@ class InMemoryDocuments:
         return [self._tokens[number] for number in numbers]
 
 
+def slots_of(documents: Documents) -> np.ndarray:
+    """What each takes of the responses that a row has room for: nothing, for documents."""
+    slots = getattr(documents, "slots", None)
+    return np.zeros(len(documents.lengths), np.int64) if slots is None else slots
+
+
 class ChainedDocuments:
     """Several collections as one: the first's documents, then the second's, and so on."""
 
@@ -62,6 +71,8 @@ class ChainedDocuments:
         self._begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.lengths = np.concatenate([np.asarray(part.lengths, np.int64) for part in parts])
         self.text_bytes = np.concatenate([np.asarray(part.text_bytes) for part in parts])
+        self.holds_examples = any(getattr(part, "holds_examples", False) for part in parts)
+        self.slots = np.concatenate([slots_of(part) for part in parts])
         joined = "/".join(part.fingerprint for part in parts)
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()[:16]
 
@@ -70,11 +81,11 @@ class ChainedDocuments:
         part = int(np.searchsorted(self._begins, number, side="right")) - 1
         return part, number - int(self._begins[part])
 
-    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The token ids of these documents: one read for each part that holds any."""
+    def read(self, numbers: Sequence[int]) -> list[Any]:
+        """These documents: one read for each part that holds any."""
         wanted = np.asarray(numbers, np.int64)
         homes = np.searchsorted(self._begins, wanted, side="right") - 1
-        found: list[np.ndarray] = [np.empty(0, np.int32)] * len(wanted)
+        found: list[Any] = [None] * len(wanted)
         for home in np.unique(homes):
             places = np.flatnonzero(homes == home)
             tokens = self._parts[home].read((wanted[places] - self._begins[home]).tolist())
@@ -92,7 +103,7 @@ class RecentDocuments:
 
     def __init__(self, documents: Documents, limit_bytes: int) -> None:
         self._documents, self._limit_bytes = documents, limit_bytes
-        self._kept: dict[int, np.ndarray] = {}  # the longest unused first
+        self._kept: dict[int, Any] = {}  # the longest unused first
         self._kept_bytes = 0
 
     @property
@@ -110,8 +121,8 @@ class RecentDocuments:
         """That of the documents."""
         return self._documents.fingerprint
 
-    def read(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The token ids of these documents; one read for all that aren't kept."""
+    def read(self, numbers: Sequence[int]) -> list[Any]:
+        """These documents; one read for all that aren't kept."""
         missing = sorted(set(numbers) - self._kept.keys())
         found = {number: self._kept[number] for number in numbers if number in self._kept}
         if missing:
@@ -120,7 +131,7 @@ class RecentDocuments:
             self._keep(number, tokens)
         return [found[number] for number in numbers]
 
-    def _keep(self, number: int, tokens: np.ndarray) -> None:
+    def _keep(self, number: int, tokens: Any) -> None:
         if self._kept.pop(number, None) is None:
             self._kept_bytes += tokens.nbytes
         self._kept[number] = tokens

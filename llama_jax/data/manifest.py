@@ -6,13 +6,19 @@ It is written last, so its presence says that the build is complete.
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llama_jax.data.documents import DataError
+from llama_jax.data.files import SourceFile
+from llama_jax.data.reading import sha256_of
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
+# Sources up to this size are hashed again before a finished build is taken for theirs; above it
+# the names and sizes of the files have to do.
+_REHASH_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +138,31 @@ def write_json(path: Path, table: Any) -> None:
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def mismatch(folder: Path, name: str, old: object, new: object) -> str:
+    """The message for a folder that was built from something else."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
+        name, old, new = f"source.{key}", old.get(key), new.get(key)
+    remedy = "delete it or build into another folder"
+    if name == "files":
+        return f"{folder} was built from other files than the source has now; {remedy}"
+    return f"{folder} was built with {name} {old!r}, not {new!r}; {remedy}"
+
+
+def check_hashes(entries: Sequence[FileEntry], files: Sequence[SourceFile], folder: Path) -> None:
+    """Whether a build's files still hold what it was built from.
+
+    Raises:
+      DataError: one that doesn't.
+    """
+    if sum(file.size for file in files) > _REHASH_BYTES:
+        return
+    by_name = {file.name: file for file in files}
+    for entry in entries:
+        if sha256_of(by_name[entry.name]) != entry.sha256:
+            raise DataError(
+                f"{entry.name} has changed since {folder} was built from it; "
+                "delete the folder or build into another one"
+            )

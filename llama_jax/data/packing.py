@@ -5,7 +5,6 @@ document stands in exactly one row of each epoch. Nothing here reads a token; `r
 A row is found without walking to it, so a resumed run seeks, whatever the number of hosts.
 """
 
-import bisect
 import hashlib
 from collections.abc import Callable, Iterator
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -13,6 +12,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from llama_jax.data.documents import DataError
+from llama_jax.data.filling import best_fit_decreasing, best_fit_with_slots
 
 Plan = TypeVar("Plan")
 # A row of a small source may run from one epoch into the next, and threads read a little ahead.
@@ -38,7 +38,13 @@ class Packing(Protocol):
 
 
 def make_packing(
-    kind: Literal["concat", "best_fit"], lengths: np.ndarray, seq_len: int, key: str
+    kind: Literal["concat", "best_fit", "none"],
+    lengths: np.ndarray,
+    seq_len: int,
+    key: str,
+    *,
+    slots: np.ndarray | None = None,
+    slots_per_row: int = 0,
 ) -> Packing:
     """Endless rows of `seq_len` tokens over the documents.
 
@@ -46,18 +52,24 @@ def make_packing(
       kind: `concat` joins the documents of an epoch in shuffled order and cuts the stream into
         rows: no padding; a document that runs over a row's end goes on in the next row.
         `best_fit` keeps documents whole (those longer than a row are cut first) and fills rows by
-        best-fit decreasing; the places left over are padding.
+        best-fit decreasing; the places left over are padding. `none` gives each piece of those a
+        row of its own.
       lengths: tokens of each document.
       seq_len: T.
       key: text that seeds every shuffle, such as the run's seed and the source's name.
+      slots: what each document takes of `slots_per_row`, where rows have a second limit.
+      slots_per_row: that limit; `concat` has none.
 
     Raises:
       DataError: there are no tokens.
     """
     if not np.sum(lengths):
         raise DataError("there is not one token in the documents")
-    packings = {"concat": ConcatPacking, "best_fit": BestFitPacking}
-    return packings[kind](np.asarray(lengths, np.int64), seq_len, key)
+    lengths = np.asarray(lengths, np.int64)
+    if kind == "concat":
+        return ConcatPacking(lengths, seq_len, key)
+    rows = plan_rows(kind, lengths, seq_len, key, slots=slots, slots_per_row=slots_per_row)
+    return PlannedPacking(rows, key)
 
 
 class TokenStream:
@@ -119,7 +131,52 @@ class ConcatPacking:
         return permutation(count, f"{self._key}/rows/{epoch}")
 
 
-class BestFitPacking:
+class PlannedRows:
+    """Rows of whole documents (or of pieces no longer than a row), each piece in one row."""
+
+    def __init__(
+        self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray, row_of: np.ndarray
+    ) -> None:
+        by_row = np.argsort(row_of, kind="stable")
+        self._columns = documents[by_row], starts[by_row], stops[by_row]
+        self._begins = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
+        self.tokens, self.rows = int((stops - starts).sum()), len(self._begins) - 1
+
+    def pieces(self, row: int) -> list[Piece]:
+        """The row's pieces, longest first; none past the last row."""
+        if row >= self.rows:
+            return []
+        held = range(int(self._begins[row]), int(self._begins[row + 1]))
+        return [Piece(*(int(column[i]) for column in self._columns)) for i in held]
+
+
+def plan_rows(
+    kind: Literal["best_fit", "none"],
+    lengths: np.ndarray,
+    seq_len: int,
+    key: str,
+    *,
+    slots: np.ndarray | None = None,
+    slots_per_row: int = 0,
+) -> PlannedRows:
+    """Fill rows once; arguments as `make_packing`."""
+    documents, starts = cut(lengths, seq_len)
+    sizes = np.minimum(lengths[documents] - starts, seq_len)
+    # Equal sizes stand in random order: documents of one file don't all meet in one row.
+    shuffled = permutation(len(sizes), f"{key}/pieces")
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    if kind == "none":
+        row_of = np.arange(len(order))
+    elif slots is None or not slots.any():
+        row_of = best_fit_decreasing(sizes[order], seq_len)
+    else:
+        needs = slots[documents[order]]
+        row_of = best_fit_with_slots(sizes[order], needs, seq_len, slots_per_row)
+    documents, starts = documents[order], starts[order]
+    return PlannedRows(documents, starts, starts + sizes[order], row_of)
+
+
+class PlannedPacking:
     """Rows filled once by best-fit decreasing; an epoch is a shuffle of those rows.
 
     Documents that share a row don't see each other, so which of them share one is of no
@@ -127,29 +184,15 @@ class BestFitPacking:
     of any epoch is found without planning the epochs before it.
     """
 
-    def __init__(self, lengths: np.ndarray, seq_len: int, key: str) -> None:
-        self._key = key
-        documents, starts = cut(lengths, seq_len)
-        sizes = np.minimum(lengths[documents] - starts, seq_len)
-        # Equal sizes stand in random order: documents of one file don't all meet in one row.
-        shuffled = permutation(len(sizes), f"{key}/pieces")
-        decreasing = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
-        row_of = best_fit_decreasing(sizes[decreasing], seq_len)
-        by_row = decreasing[np.argsort(row_of, kind="stable")]
-        self._documents, self._starts = documents[by_row], starts[by_row]
-        self._stops = self._starts + sizes[by_row]
-        self._begins = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
-        self._rows = len(self._begins) - 1
-        self._row_orders = ByEpoch(lambda epoch: permutation(self._rows, f"{key}/rows/{epoch}"))
-        self.tokens_per_row = float(sizes.sum()) / self._rows
+    def __init__(self, planned: PlannedRows, key: str) -> None:
+        self._planned = planned
+        self._row_orders = ByEpoch(lambda epoch: permutation(planned.rows, f"{key}/rows/{epoch}"))
+        self.tokens_per_row = float(planned.tokens) / planned.rows
 
     def pieces(self, row: int) -> list[Piece]:
         """The row's pieces, longest first."""
-        epoch, place = divmod(row, self._rows)
-        planned = int(self._row_orders(epoch)[place])
-        held = range(int(self._begins[planned]), int(self._begins[planned + 1]))
-        columns = (self._documents, self._starts, self._stops)
-        return [Piece(*(int(column[i]) for column in columns)) for i in held]
+        epoch, place = divmod(row, self._planned.rows)
+        return self._planned.pieces(int(self._row_orders(epoch)[place]))
 
 
 class OnePass:
@@ -172,69 +215,6 @@ def cut(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     documents = np.repeat(np.arange(len(lengths)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     return documents, (np.arange(len(documents)) - first) * seq_len
-
-
-def best_fit_decreasing(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each piece: the fullest row that still has room, else a new one.
-
-    Args:
-      sizes: decreasing, each from 1 to capacity.
-      capacity: T.
-
-    All pieces of one size are placed together: the fullest row with room takes as many of them
-    as fit before any other row takes one, because each that it takes makes it fuller still.
-    """
-    row_of = np.empty(len(sizes), np.int64)
-    rows, place = _OpenRows(capacity), 0
-    groups, counts = np.unique(sizes, return_counts=True)
-    for size, count in zip(groups[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        end = place + count
-        while place < end:
-            room = rows.least_room(size)
-            each = room // size
-            chosen = rows.take(room, -(-(end - place) // each))
-            taken = min(end - place, each * len(chosen))
-            row_of[place : place + taken] = np.repeat(chosen, each)[:taken]
-            filled, rest = divmod(taken, each)
-            rows.give_back(room - each * size, chosen[:filled])
-            rows.give_back(room - rest * size, chosen[filled:])
-            place += taken
-    return row_of
-
-
-class _OpenRows:
-    """Rows grouped by the room left in them; new ones are opened when none has enough."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self._opened = capacity, 0
-        self._by_room: dict[int, list[int]] = {}
-        self._rooms: list[int] = []  # the keys of `_by_room`, increasing
-
-    def least_room(self, size: int) -> int:
-        """The least room of at least `size` that a row has; that of a new row if none has."""
-        at = bisect.bisect_left(self._rooms, size)
-        return self._rooms[at] if at < len(self._rooms) else self._capacity
-
-    def take(self, room: int, most: int) -> list[int]:
-        """Up to `most` rows with exactly this room."""
-        if room not in self._by_room:
-            self._opened += most
-            return list(range(self._opened - most, self._opened))
-        rows = self._by_room[room]
-        taken = rows[-most:]
-        del rows[-most:]
-        if not rows:
-            del self._by_room[room]
-            self._rooms.remove(room)
-        return taken
-
-    def give_back(self, room: int, rows: list[int]) -> None:
-        """Rows that have this room now; full ones are done with."""
-        if not room or not rows:
-            return
-        if room not in self._by_room:
-            bisect.insort(self._rooms, room)
-        self._by_room.setdefault(room, []).extend(rows)
 
 
 def permutation(count: int, key: str) -> np.ndarray:

@@ -16,12 +16,17 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.data.build import build
 from llama_jax.data.corpus import texts
 from llama_jax.data.documents import DataError
+from llama_jax.data.example_build import build_examples
+from llama_jax.data.example_files import StoredExamples, open_examples
+from llama_jax.data.examples import LossOn
 from llama_jax.data.shards import ShardedDocuments, open_shards
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.tokenizers.loading import load_tokenizer
 from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizers.tokenizer import Tokenizer
 from llama_jax.tokenizers.training import TRAINERS
+
+StoredDocuments = ShardedDocuments | StoredExamples
 
 
 def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
@@ -65,7 +70,8 @@ def open_documents(
     *,
     workers: int,
     progress: bool,
-) -> list[ShardedDocuments]:
+    loss_on: LossOn = "responses",
+) -> list[StoredDocuments]:
     """The documents of each of `config.sources` or `config.held_out`, in order.
 
     Text is tokenised on first use; afterwards the folder is checked against the text and reused.
@@ -77,13 +83,21 @@ def open_documents(
       run_dir: where built shards are kept.
       workers: processes that tokenise.
       progress: draw a bar while tokenising.
+      loss_on: what the objective reads of preferences; see `examples.LOSS_OF_OBJECTIVE`.
 
     Raises:
+      ConfigError: responses behind a shared prompt where each is to be judged by its own tokens.
       DataError: shards made with another tokenizer, or whatever `build` and `open_shards` raise.
     """
-    opened = []
+    opened: list[StoredDocuments] = []
     for source in getattr(config, part):
         folder = Path(source.shards or run_dir / "data" / part / source.name)
+        records = source.conversations or source.preferences
+        if records is not None:
+            _check_loss(source, part, loss_on)
+            build_examples(records, config, tokenizer, folder, progress=progress)
+            opened.append(open_examples(folder, loss_on))
+            continue
         if source.text is not None:
             build(source.text, tokenizer, folder, workers=workers, strict=False, progress=progress)
         documents = open_shards(folder)
@@ -94,6 +108,15 @@ def open_documents(
             )
         opened.append(documents)
     return opened
+
+
+def _check_loss(source: configs.SourceConfig, part: str, loss_on: LossOn) -> None:
+    shared = source.preferences is not None and source.preferences.shared_prompt
+    if shared and loss_on == "responses":
+        raise ConfigError(
+            "the responses would see each other; only a reward model may share the prompt",
+            key=f"data.{part}.{source.name}.preferences.shared_prompt",
+        )
 
 
 def _train(sources: Sequence[configs.SourceConfig], wanted: configs.TrainedTokenizer) -> Tokenizer:

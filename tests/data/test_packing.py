@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from llama_jax.data.documents import DataError, InMemoryDocuments
+from llama_jax.data.fields import FIELDS, Field
 from llama_jax.data.packing import (
     OnePass,
     Piece,
@@ -14,6 +15,11 @@ from llama_jax.data.packing import (
     permutation,
 )
 from llama_jax.data.rows import pack_rows, text_bytes
+
+
+def text_fields(seq_len):
+    return {name: Field((1, seq_len), dtype) for name, dtype in FIELDS.items()}
+
 
 pytestmark = pytest.mark.short
 
@@ -30,7 +36,7 @@ def every_place(lengths):
 def test_two_documents_in_a_row_look_like_the_picture():
     a, b, c, d, e = 1, 2, 3, 4, 5
     documents = InMemoryDocuments([[a, b, c, e], [d, e]])
-    batch = pack_rows([[Piece(0, 0, 4), Piece(1, 0, 2)]], documents, 8)
+    batch = pack_rows([[Piece(0, 0, 4), Piece(1, 0, 2)]], documents, text_fields(8))
     assert batch["tokens"].tolist() == [[a, b, c, e, d, e, 0, 0]]
     assert batch["targets"].tolist() == [[b, c, e, 0, e, 0, 0, 0]]
     assert batch["loss_mask"].tolist() == [[1, 1, 1, 0, 1, 0, 0, 0]]
@@ -50,7 +56,7 @@ def test_documents_that_fill_a_row_have_no_target_across_the_border(kind):
     # B18: [A B C E] and [D E'] in one row of 6.
     documents = InMemoryDocuments([[11, 12, 13, 2], [14, 2]])
     packing = make_packing(kind, documents.lengths, 6, "seed 2")
-    batch = pack_rows([packing.pieces(0)], documents, 6)
+    batch = pack_rows([packing.pieces(0)], documents, text_fields(6))
     assert batch["tokens"].tolist() == [[11, 12, 13, 2, 14, 2]]
     assert batch["positions"].tolist() == [[0, 1, 2, 3, 0, 1]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1, 1, 2, 2]]
@@ -62,7 +68,9 @@ def test_documents_that_fill_a_row_have_no_target_across_the_border(kind):
 def test_a_document_cut_by_the_row_end_keeps_its_target_there_and_restarts_in_the_next():
     documents = InMemoryDocuments([[1, 2, 3, 4, 5]])
     packing = OnePass(documents.lengths, 3)
-    batch = pack_rows([packing.pieces(row) for row in range(packing.rows)], documents, 3)
+    batch = pack_rows(
+        [packing.pieces(row) for row in range(packing.rows)], documents, text_fields(3)
+    )
     assert batch["tokens"].tolist() == [[1, 2, 3], [4, 5, 0]]
     assert batch["targets"].tolist() == [[2, 3, 4], [5, 0, 0]]
     assert batch["loss_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -25,18 +25,24 @@ class Prompt:
       number: its place in the file, from 0.
       request: a text, or a conversation to reply to.
       reference: the line's other fields, such as `answer` or `tests`; verifiers read them.
+      original: what an answer is kept as the answer to, where that isn't the request: a critic is
+        asked for a better answer to something.
     """
 
     number: int
     request: Request
     reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    original: Request | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The conversation; a text is a user's message."""
-        if self.request.prompt is None:
-            return self.request.messages
-        return (Message("user", self.request.prompt),)
+        """The conversation that is replied to; a text is a user's message."""
+        return _messages_of(self.request)
+
+    @property
+    def kept_messages(self) -> tuple[Message, ...]:
+        """The conversation that an answer is kept under."""
+        return _messages_of(self.original or self.request)
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +99,12 @@ def check_distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
                 "samples would be the same too, so leave one out"
             )
     return prompts
+
+
+def _messages_of(request: Request) -> tuple[Message, ...]:
+    if request.prompt is None:
+        return request.messages
+    return (Message("user", request.prompt),)
 
 
 def _reference(line: str) -> dict[str, Any]:

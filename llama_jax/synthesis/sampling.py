@@ -116,18 +116,14 @@ def _fill(
         journal.append(
             {
                 "prompt": prompt.number,
-                "messages": [message_to_json(m) for m in _asked(task, i, prompt)],
-                "tools": [dict(tool) for tool in prompt.request.tools],
+                "messages": [message_to_json(m) for m in prompt.kept_messages],
+                "tools": [dict(tool) for tool in (prompt.original or prompt.request).tools],
                 "reference": dict(prompt.reference),
                 "responses": responses,
             }
         )
         if progress is not None:
             progress(done, len(prompts))
-
-
-def _asked(task: Task, i: int, prompt: Prompt) -> Sequence[Message]:
-    return task.requests[i].messages or prompt.messages
 
 
 def _response(answer: Answer) -> dict[str, Any]:

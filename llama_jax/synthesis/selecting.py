@@ -225,15 +225,16 @@ def _preferences(
     header: Mapping[str, Any], judged: Sequence[Judged], keeping: Keeping, pairs: Pairs
 ) -> Iterator[dict[str, Any]]:
     for each in judged:
-        pair = None if pairs == "none" else _pair(each, keeping, pairs)
+        pair = None if pairs == "none" else pair_of(each, keeping, pairs)
         if pair is not None:
             chosen, rejected = (_ranked(header, each, k) for k in pair)
-            strength = _strength(each, *pair)
+            strength = pair_strength(each, *pair)
             about = provenance_of(header, each, chosen=pair[0], rejected=pair[1])
             yield preference_record(each.record, chosen, rejected, strength, about)
 
 
-def _pair(judged: Judged, keeping: Keeping, pairs: Pairs) -> tuple[int, int] | None:
+def pair_of(judged: Judged, keeping: Keeping, pairs: Pairs) -> tuple[int, int] | None:
+    """Numbers of the chosen and the rejected sample; None where they don't differ."""
     usable = _usable(judged, keeping)
     right = judged.by_score([k for k in usable if judged.right(k)])
     if pairs == "right_wrong":
@@ -256,10 +257,12 @@ def _equal(judged: Judged, one: int, other: int) -> bool:
     return scores[one] == scores[other] and judged.right(one) == judged.right(other)
 
 
-def _strength(judged: Judged, chosen: int, rejected: int) -> Strength:
+def pair_strength(judged: Judged, chosen: int, rejected: int) -> Strength:
+    """By right and wrong, else by the scores, "marginally" where there are none."""
     if judged.right(chosen) and not judged.right(rejected):
         return "significantly"
-    assert judged.scores is not None
+    if judged.scores is None:
+        return "marginally"
     return strength_of(judged.scores[chosen] - judged.scores[rejected])
 
 

@@ -4,65 +4,19 @@ import json
 
 import pytest
 from small_sessions import random_session
+from stored_samples import MODEL, Stored, lines, write_samples
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.data.preferences import to_preference
 from llama_jax.data.record_files import Record
 from llama_jax.inference.sampling_choice import Wishes
 from llama_jax.synthesis.answers import ExactAnswer
-from llama_jax.synthesis.journal import Journal, read_journal
+from llama_jax.synthesis.journal import read_journal
 from llama_jax.synthesis.prompts import SynthesisError, make_prompts
 from llama_jax.synthesis.rejection import Drawing, rejection_sample, score_and_select
-from llama_jax.synthesis.sampling import prompts_fingerprint
 from llama_jax.synthesis.scoring import score_samples
 from llama_jax.synthesis.selecting import Keeping
 from llama_jax.synthesis.verdicts import Pattern
-
-MODEL = {"path": "policy", "format": "hf", "fingerprint": "0" * 16}
-
-
-class Stored:
-    """A reward model that looks the score up by the answer's text."""
-
-    name = "stored"
-
-    def __init__(self, scores):
-        self.scores = scores
-
-    def __call__(self, conversations):
-        return [self.scores[conversation[-1].content] for conversation in conversations]
-
-
-def write_samples(folder, prompts, answers):
-    """A journal of samples as sampling leaves it; an answer ending in ~ was cut."""
-    k = len(answers[0])
-    header = {"kind": "samples", "model": MODEL, "sampling": {"seed": 0}, "k": k}
-    header["prompts"] = prompts_fingerprint(prompts)
-    with Journal(folder / "samples.jsonl", header) as journal:
-        for prompt, row in zip(prompts, answers, strict=True):
-            responses = [
-                {
-                    "text": text,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": "length" if text.endswith("~") else "stop",
-                    "stop": None,
-                    "tokens": len(text),
-                }
-                for text in row
-            ]
-            journal.append(
-                {
-                    "prompt": prompt.number,
-                    "messages": [{"role": "user", "content": prompt.request.prompt}],
-                    "tools": [],
-                    "reference": dict(prompt.reference),
-                    "responses": responses,
-                }
-            )
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def as_read(record):

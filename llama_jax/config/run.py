@@ -240,6 +240,10 @@ class TrainingConfig:
     steps: Annotated[int, Positive]
     microbatches: Annotated[int, Positive] = 1
     clip_norm: Annotated[float, Positive] | None = 1.0
+    # Keep a running average of the weights, `d * average + (1 - d) * weights` after each update
+    # (less at first: (1 + n) / (10 + n) in update n). Evaluations, samples and whoever reads the
+    # run's checkpoints then get the average.
+    ema_decay: Annotated[float, Fraction] | None = None
     # Steps in a row with a non-finite loss or gradient after which the run stops.
     max_skipped_steps: Annotated[int, Positive] = 10
     eval_every: Annotated[int, Positive] | None = None  # steps; None: at the end only

@@ -31,13 +31,15 @@ class RunSource:
           InterchangeError: no such checkpoint, or one that can't be read.
         """
         self.run_dir = run_dir.absolute()
-        self.config: ModelConfig = load_run_config(str(run_dir / CONFIG_FILE)).model
+        run = load_run_config(str(run_dir / CONFIG_FILE))
+        self.config: ModelConfig = run.model
         self.step = _chosen(run_dir, step)
         self.path = run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}"
         self._arrays = StackedArrays(
             self.run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}" / "state",
             self.config,
-            prefix="params.",
+            # What the run is judged by; its `params` are for going on.
+            prefix="params." if run.training.ema_decay is None else "averaged.",
         )
         self.tensors = self._arrays.tensors()
 

@@ -56,7 +56,9 @@ def assemble(config: RunConfig, mesh: Mesh) -> Assembly:
     # A key itself would be an array on the mesh's devices, which a described device can't hold.
     key: Any = jax.eval_shape(lambda: jax.random.key(config.seed))
     with jax.set_mesh(mesh):
-        state = abstract_state(params, optimizer, key, frozen)
+        state = abstract_state(
+            params, optimizer, key, frozen, average=config.training.ema_decay is not None
+        )
     return Assembly(
         networks=networks,
         abstract_state=state,

@@ -11,7 +11,7 @@ from llama_jax.data.device import to_device
 from llama_jax.data.rows import Batch
 from llama_jax.metrics.compression import bits_per_byte
 from llama_jax.objectives.objective import Objective
-from llama_jax.training.state import TrainState
+from llama_jax.training.state import TrainState, best_params
 from llama_jax.training.step import JittedStep
 
 # One pass over the held-out batches, each with the bytes of text of its targets.
@@ -56,9 +56,9 @@ def evaluate(
     costs is nothing, for it is given.
     """
     sums: dict[str, float] = collections.defaultdict(float)
-    text_bytes = 0.0
+    params, text_bytes = best_params(state), 0.0
     for batch, batch_bytes in batches():
-        found = jax.device_get(eval_step(state.params, state.frozen, to_device(batch, mesh)))
+        found = jax.device_get(eval_step(params, state.frozen, to_device(batch, mesh)))
         for name, value in found.items():
             sums[name] += float(value)
         text_bytes += batch_bytes

@@ -140,7 +140,8 @@ class _Run:
             step, position = 0, None
             params, frozen = starting_params(config, assembly, self.mesh, self.say)
             key = jax.random.key(config.seed)
-            state = init_state(params, assembly.optimizer, key, frozen)
+            average = config.training.ema_decay is not None
+            state = init_state(params, assembly.optimizer, key, frozen, average=average)
         else:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")

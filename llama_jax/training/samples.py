@@ -17,7 +17,7 @@ from llama_jax.data.device import host_rows, to_device
 from llama_jax.sharding.rules import axis_size, lay_out
 from llama_jax.tokenizers.tokenizer import Tokenizer
 from llama_jax.training.networks import Networks
-from llama_jax.training.state import TrainState
+from llama_jax.training.state import TrainState, best_params
 
 # Below 1, so that a small model stays within what it is sure of.
 TEMPERATURE = 0.7
@@ -56,7 +56,7 @@ def sample_text(
     tokens_BT = _rows(encoded, new_tokens, tokenizer.pad_id, mesh)
     ends_B = np.array([len(ids) for ids in encoded] + [1] * (len(tokens_BT) - len(encoded)))
     next_tokens = _make_next_tokens(networks, temperature)
-    weights = (state.params, state.frozen)
+    weights = (best_params(state), state.frozen)
     stops = set(tokenizer.special.values())
     for count in range(new_tokens):
         batch = _batch(tokens_BT, mesh)

@@ -30,6 +30,8 @@ class TrainState:
     target_tokens: jax.Array  # int32 [2]: millions, and the rest; int32 alone ends at 2e9
     skipped_steps: jax.Array  # int32, batches that made no update
     consecutive_skips: jax.Array  # int32, non-finite ones in a row up to now
+    # Running average of the parameters; {} where none is kept.
+    averaged: Any = dataclasses.field(default_factory=dict)
     # Parameters that a step reads and never changes, by name: of a reference, a teacher, or the
     # base under adapters. Not in checkpoints: they come from where they came from at first.
     frozen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -40,13 +42,30 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     frozen: Mapping[str, Any] | None = None,
+    *,
+    average: bool = False,
 ) -> TrainState:
-    """The state before the first step; optimizer state and counters lie on the parameters' mesh."""
+    """The state before the first step; optimizer state and counters lie on the parameters' mesh.
+
+    Args:
+      params: what a step changes.
+      optimizer: of the run.
+      key: of the run.
+      frozen: what a step only reads, by name.
+      average: keep a running average of the parameters; the first is a copy of them.
+    """
     sharding = _replicated(params)
     with jax.set_mesh(sharding.mesh):
         opt_state, counters = jax.jit(lambda params: (optimizer.init(params), _counters()))(params)
     key = jax.device_put(key, sharding)
-    return TrainState(params=params, opt_state=opt_state, key=key, frozen=frozen or {}, **counters)
+    return TrainState(
+        params=params,
+        opt_state=opt_state,
+        key=key,
+        averaged=jax.tree.map(jnp.copy, params) if average else {},
+        frozen=frozen or {},
+        **counters,
+    )
 
 
 def abstract_state(
@@ -54,6 +73,8 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     frozen: Mapping[str, Any] | None = None,
+    *,
+    average: bool = False,
 ) -> TrainState:
     """`init_state` as shapes, dtypes and shardings, from abstract parameters; uses no memory."""
     sharding = _replicated(params)
@@ -72,6 +93,7 @@ def abstract_state(
     return TrainState(
         params=params,
         opt_state=jax.tree.map(place, opt_state, kinds),
+        averaged=params if average else {},
         frozen=frozen or {},
         **jax.tree.map(place, rest),
     )
@@ -80,6 +102,11 @@ def abstract_state(
 def saved_part(state: TrainState) -> TrainState:
     """What a checkpoint holds of a state, abstract or not."""
     return dataclasses.replace(state, frozen={})
+
+
+def best_params(state: TrainState) -> Any:
+    """The parameters that a run is judged by and gives away: their average where one is kept."""
+    return state.averaged or state.params
 
 
 def begin_stage(state: TrainState) -> TrainState:

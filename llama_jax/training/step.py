@@ -99,10 +99,16 @@ def make_train_step(
         factor = share * _clip_factor(grad_norm, config.clip_norm)
         scaled = jax.tree.map(lambda grad: _row_major(grad).astype(jnp.float32) * factor, grads)
         params, opt_state = _update(optimizer, state, scaled, updated)
+        params = _where(updated, params, state.params)
+        averaged = state.averaged
+        if config.ema_decay is not None:
+            count = state.step - state.skipped_steps + 1
+            averaged = _averaged(averaged, params, config.ema_decay, count, updated)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=_where(updated, params, state.params),
+            params=params,
+            averaged=averaged,
             opt_state=_where(updated, opt_state, state.opt_state),
             target_tokens=add_tokens(state.target_tokens, jnp.where(updated, sums["tokens"], 0.0)),
             skipped_steps=state.skipped_steps + ~updated,
@@ -221,6 +227,21 @@ def _update(
     extra = optax.with_extra_args_support(optimizer)
     updates, opt_state = extra.update(grads, state.opt_state, state.params, updated=updated)
     return optax.apply_updates(state.params, updates), opt_state
+
+
+def _averaged(
+    averaged: Any, params: Any, decay: float, count: jax.Array, updated: jax.Array
+) -> Any:
+    """The running average after the `count`-th update."""
+    # At first the average forgets faster, or it would be about the weights of the start for long.
+    keep = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    share = jnp.where(updated, 1.0 - keep, 0.0)
+
+    def one(average: jax.Array, param: jax.Array) -> jax.Array:
+        wide = average.astype(jnp.float32)
+        return (wide + share * (param.astype(jnp.float32) - wide)).astype(average.dtype)
+
+    return jax.tree.map(one, averaged, params)
 
 
 def _clip_factor(norm: jax.Array, limit: float | None) -> jax.Array | float:

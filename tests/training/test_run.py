@@ -182,7 +182,7 @@ def test_held_out_loss_is_weighted_by_token_and_bits_by_bytes():
     ])  # fmt: skip
     mesh = make_mesh(config_with().mesh)
     objective = make_objective(NextTokenConfig(), ExecutionConfig())
-    state = types.SimpleNamespace(params={}, frozen={})
+    state = types.SimpleNamespace(params={}, averaged={}, frozen={})
     figures = evaluate(state, lambda *_: next(sums), objective, lambda: iter(batches), mesh)
     assert figures.loss == pytest.approx(70 / 32)
     assert figures.bits_per_byte == pytest.approx(70 / math.log(2) / 32)

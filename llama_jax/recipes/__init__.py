@@ -1,0 +1,1 @@
+"""Stages of post-training wired into rounds."""

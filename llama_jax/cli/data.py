@@ -102,6 +102,8 @@ def _print_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from llama_jax.data.example_files import StoredExamples
+    from llama_jax.data.examples import LOSS_OF_OBJECTIVE
     from llama_jax.data.inspect import batch_table, show_batch
     from llama_jax.data.sources import open_documents, open_tokenizer
     from llama_jax.training.run import default_run_dir
@@ -116,10 +118,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
         run_dir,
         workers=os.cpu_count() or 1,
         progress=not arguments.json,
+        loss_on=LOSS_OF_OBJECTIVE.get(config.objective.kind, "responses"),
     )
+    summaries = [d.manifest.summary for d in documents if isinstance(d, StoredExamples)]
     wanted = {"seed": config.seed, "step": arguments.step, "rows": arguments.rows}
     if arguments.json:
-        print(json.dumps(batch_table(config.data, documents, tokenizer, **wanted)))
+        table = batch_table(config.data, documents, tokenizer, **wanted)
+        print(json.dumps({**table, "summaries": [dataclasses.asdict(s) for s in summaries]}))
     else:
+        for summary in summaries:
+            print("\n".join(summary.lines()))
         show_batch(config.data, documents, tokenizer, Console(), **wanted)
     return 0

@@ -7,10 +7,9 @@ step: resuming is a seek, on any number of hosts.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
-import numpy as np
 
 from llama_jax.config.run import DataConfig
 from llama_jax.data.documents import (
@@ -20,7 +19,6 @@ from llama_jax.data.documents import (
     RecentDocuments,
     slots_of,
 )
-from llama_jax.data.examples import Examples
 from llama_jax.data.fields import Field, batch_fields
 from llama_jax.data.mixture import Mixture
 from llama_jax.data.packing import OnePass, Piece, PlannedRows, make_packing, plan_rows
@@ -49,6 +47,8 @@ class GlobalBatches:
         """
         self._batch_size, self._fields = config.batch_size, fields_of(config, documents)
         self.documents = ChainedDocuments(documents)
+        # Whether the loss reads each response at its last token; see `examples.LossOn`.
+        self.reads_last = any(getattr(part, "loss_on", None) == "last" for part in documents)
         self._recent = RecentDocuments(self.documents, KEPT_BYTES)
         self._packings, self._first_documents, first = [], [], 0
         for source, part in zip(config.sources, documents, strict=True):
@@ -202,7 +202,7 @@ def held_out_batches(
     if not documents:
         return
     chained, fields = ChainedDocuments(documents), fields_of(config, documents)
-    packing = _one_pass(config, chained)
+    packing = one_pass(config, chained)
     total = -(-packing.rows // config.batch_size)
     taken = total if count is None else min(count, total)
     for index in range(taken):
@@ -212,49 +212,7 @@ def held_out_batches(
         yield batch, text_bytes(pieces, chained)
 
 
-class OrderedBatch(NamedTuple):
-    """A batch of one pass over a source, and whose responses it holds.
-
-    Attributes:
-      batch: this host's rows.
-      examples: int64 [B, R], of the global batch: the number of the example that the response of
-        each column belongs to, -1 where there is none.
-      responses: int32 [B, R], which of that example's responses it is, from 1; 0 where none.
-    """
-
-    batch: Batch
-    examples: np.ndarray
-    responses: np.ndarray
-
-
-def ordered_batches(
-    config: DataConfig, examples: Examples, *, rows: Sequence[int], start: int = 0
-) -> Iterator[OrderedBatch]:
-    """One pass over all examples of a source of preferences, to compute something of each response.
-
-    Args:
-      config: sizes.
-      examples: those of one source.
-      rows: which of the `batch_size` rows to read.
-      start: the batch to begin with; the batches are the same whatever it is.
-    """
-    fields = fields_of(config, [examples])
-    packing = _one_pass(config, examples)
-    shape = (config.batch_size, config.responses_per_row)
-    for index in range(start, -(-packing.rows // config.batch_size)):
-        first = index * config.batch_size
-        pieces = [packing.pieces(first + row) for row in range(config.batch_size)]
-        owners, responses = np.full(shape, -1, np.int64), np.zeros(shape, np.int32)
-        for row, held in enumerate(pieces):
-            numbers = [piece.document for piece in held]
-            counts = examples.response_counts[numbers]
-            owners[row, : counts.sum()] = np.repeat(numbers, counts)
-            responses[row, : counts.sum()] = [i + 1 for count in counts for i in range(count)]
-        batch = pack_rows([pieces[row] for row in rows], examples, fields)
-        yield OrderedBatch(batch, owners, responses)
-
-
-def _one_pass(config: DataConfig, documents: Documents) -> OnePass | PlannedRows:
+def one_pass(config: DataConfig, documents: Documents) -> OnePass | PlannedRows:
     """Rows in which each document comes once."""
     slots = slots_of(documents)
     whole = getattr(documents, "holds_examples", False)

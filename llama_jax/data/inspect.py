@@ -15,6 +15,7 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DataConfig
 from llama_jax.data.batches import GlobalBatches
 from llama_jax.data.documents import Documents
+from llama_jax.data.examples import ROLE_NUMBERS
 from llama_jax.data.packing import Piece
 from llama_jax.data.rows import Batch
 from llama_jax.tokenizers import Tokenizer
@@ -25,6 +26,13 @@ VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\
     0x7F: "\u2421"
 }
 NO_TARGET = "\u2298"
+# Around what is trained on, where that isn't everything; behind what a reward model reads.
+TRAINED = "\u27e6", "\u27e7"
+READ = "\u25c2"
+RECORDS_LEGEND = (
+    f"\u2503n\u2503 begins segment n of the row; {TRAINED[0]}trained on{TRAINED[1]}; "
+    f"{READ} the loss reads the response here"
+)
 LEGEND = (
     "\u2503n\u2503 begins document n of the row, a colour each; "
     f"reversed and followed by {NO_TARGET}: nothing is predicted from this token"
@@ -62,9 +70,13 @@ def show_batch(
         pieces = plan.pieces(step * config.batch_size + row)
         console.rule(Text(f"step {step}, row {row} of {config.batch_size}"))
         console.print(_border_table(_borders(config, plan, batch, row, pieces)))
-        console.print(_coloured(batch, row, tokenizer), soft_wrap=True)
+        if config.kind == "text":
+            console.print(_coloured(batch, row, tokenizer), soft_wrap=True)
+        else:
+            console.print(_marked(batch, row, tokenizer, plan), soft_wrap=True)
     console.rule()
-    console.print(LEGEND, style="dim", markup=False)
+    legend = LEGEND if config.kind == "text" else RECORDS_LEGEND
+    console.print(legend, style="dim", markup=False)
     console.print(totals(batch), highlight=False)
 
 
@@ -114,28 +126,45 @@ def _shown_rows(config: DataConfig, step: int, rows: int) -> range:
 def _borders(
     config: DataConfig, plan: GlobalBatches, batch: Batch, row: int, pieces: Sequence[Piece]
 ) -> list[dict[str, Any]]:
-    """Each document of the row: whence, which of its tokens, and where they stand (inclusive)."""
-    borders = []
-    for segment, piece in enumerate(pieces, start=1):
-        places = np.flatnonzero(batch["segment_ids"][row] == segment)
+    """Each segment of the row: whence, which of its tokens, and where they stand (inclusive)."""
+    borders, place = [], 0
+    for piece in pieces:
         part, number = plan.documents.home(piece.document)
-        borders.append(
-            {
+        span = range(place, place + piece.stop - piece.start)
+        for segment in np.unique(batch["segment_ids"][row, span]).tolist():
+            places = np.flatnonzero(batch["segment_ids"][row] == segment)
+            first = piece.start - place
+            border = {
                 "segment": segment,
                 "source": config.sources[part].name,
                 "document": number,
                 "length": int(plan.documents.lengths[piece.document]),
-                "tokens": [piece.start, piece.stop - 1],
+                "tokens": (places[[0, -1]] + first).tolist(),
                 "places": places[[0, -1]].tolist(),
                 "positions": batch["positions"][row, places[[0, -1]]].tolist(),
                 "targets": int(batch["loss_mask"][row, places].sum()),
             }
-        )
+            if "roles" in batch:
+                border["responses"] = _responses(batch, row, places)
+            borders.append(border)
+        place = span.stop
     return borders
 
 
+def _responses(batch: Batch, row: int, places: np.ndarray) -> list[str]:
+    """The responses of a segment, as `1 chosen`."""
+    numbers = np.unique(batch["response_ids"][row, places])
+    names = {number: name for name, number in ROLE_NUMBERS.items()}
+    return [
+        f"{number} {names[int(batch['roles'][row, number - 1])]}"
+        for number in numbers[numbers > 0].tolist()
+    ]
+
+
 def _border_table(borders: Sequence[dict[str, Any]]) -> Table:
-    table = Table("", "source", "document", "its tokens", "places", "positions", "targets")
+    columns = ["", "source", "document", "its tokens", "places", "positions", "targets"]
+    with_responses = any("responses" in border for border in borders)
+    table = Table(*columns, *(["responses"] if with_responses else []))
     for border in borders:
         spans = ("{}-{}".format(*border[name]) for name in ("tokens", "places", "positions"))
         tokens, places, positions = spans
@@ -147,9 +176,37 @@ def _border_table(borders: Sequence[dict[str, Any]]) -> Table:
             places,
             positions,
             str(border["targets"]),
+            *([", ".join(border["responses"])] if with_responses else []),
             style=_colour(border["segment"]),
         )
     return table
+
+
+def _marked(batch: Batch, row: int, tokenizer: Tokenizer, plan: GlobalBatches) -> Text:
+    """A row of conversations or preferences: what is trained on stands between marks."""
+    segments, mask = batch["segment_ids"][row], batch["loss_mask"][row] > 0
+    read, trained = mask, np.zeros_like(mask)
+    if not plan.reads_last:
+        read, trained = trained, np.append(False, mask[:-1])
+    kinds = np.stack([segments, trained, np.append(0, np.cumsum(read)[:-1])])
+    begins = np.flatnonzero(np.any(np.diff(kinds, axis=1, prepend=-1) != 0, axis=0))
+    stops = [*begins[1:].tolist(), len(segments)]
+    text, last = Text(), 0
+    for start, stop in zip(begins.tolist(), stops, strict=True):
+        segment = int(segments[start])
+        if segment == 0:
+            text.append(f"\u2503 {stop - start} padding", style="dim")
+            continue
+        if segment != last:
+            text.append(f"\u2503{segment}\u2503", style="bold")
+        last = segment
+        words = tokenizer.decode(batch["tokens"][row, start:stop].tolist()).translate(VISIBLE)
+        if trained[start]:
+            words = f"{TRAINED[0]}{words}{TRAINED[1]}"
+        text.append(words, style=_colour(segment) if trained[start] else "dim")
+        if read[stop - 1]:
+            text.append(READ, style=f"bold {_colour(segment)}")
+    return text
 
 
 def _coloured(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:

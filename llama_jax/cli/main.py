@@ -21,6 +21,8 @@ VERBS = {
     "plan": "compile a run for TPUs that aren't there: does it fit, how fast, at what cost",
     "generate": "continue prompts with a model of any format",
     "chat": "talk with a model in the terminal",
+    "sample": "rejection sampling: K samples a prompt, scored and verified, the best kept",
+    "average": "average checkpoints of one architecture",
     "convert": "turn a checkpoint into another format, and compare their logits",
     "data": "turn text into tokenised shards; look into batches",
     "tokenizer": "train a vocabulary; encode and decode text",

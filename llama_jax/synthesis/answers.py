@@ -102,6 +102,7 @@ class ExactAnswer:
       forms: where the response may give it; ("hashes",) asks for GSM8K's own form.
     """
 
+    kind: Literal["answer"] = "answer"
     field: str = "answer"
     forms: tuple[Form, ...] = FORMS
     name: str = "answer"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Literal
 
 from llama_jax.synthesis.isolation import Execution, Limits, run_apart
 from llama_jax.synthesis.prompts import Prompt, SynthesisError
@@ -31,6 +32,7 @@ class CodeTests:
       limits: of each run.
     """
 
+    kind: Literal["tests"] = "tests"
     field: str = "tests"
     before: str = "before"
     limits: Limits = Limits()

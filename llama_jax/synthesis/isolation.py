@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from llama_jax.config.loading import Positive, check_ranges
 from llama_jax.synthesis.prompts import SynthesisError
 
 _RUNNER = Path(__file__).with_name("isolated_program.py")
@@ -42,10 +43,13 @@ class Limits:
       network: leave it its network; otherwise a machine that can't take it away is refused.
     """
 
-    timeout_s: float = 5.0
-    memory_mib: int = 1024
-    file_mib: int = 16
+    timeout_s: Annotated[float, Positive] = 5.0
+    memory_mib: Annotated[int, Positive] = 1024
+    file_mib: Annotated[int, Positive] = 16
     network: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from llama_jax.config.loading import nearest
+from llama_jax.config.loading import ConfigError, nearest
 from llama_jax.synthesis.prompts import Prompt, SynthesisError
 
 
@@ -46,6 +46,7 @@ class Pattern:
     """
 
     pattern: str
+    kind: Literal["pattern"] = "pattern"
     absent: bool = False  # pass what has no match instead
     name: str = "pattern"
 
@@ -53,7 +54,7 @@ class Pattern:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise SynthesisError(f"pattern {self.pattern!r}: {error}") from None
+            raise ConfigError(f"{self.pattern!r}: {error}", key="pattern") from None
 
     def check(self, prompt: Prompt) -> None:
         """Nothing of the prompt is read."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.synthesis.answers import ExactAnswer
 from llama_jax.synthesis.prompts import SynthesisError, make_prompts, read_prompts
 from llama_jax.synthesis.verdicts import (
@@ -28,7 +29,7 @@ def test_a_pattern_passes_what_it_matches_or_what_it_does_not():
 
 
 def test_a_pattern_that_is_none_is_refused():
-    with pytest.raises(SynthesisError, match=r"pattern '\(': missing \)"):
+    with pytest.raises(ConfigError, match=r"pattern: '\(': missing \)"):
         Pattern("(")
 
 

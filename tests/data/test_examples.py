@@ -86,7 +86,8 @@ def test_whole_turns_are_dropped_at_every_length(tokenizer, name, truncate):
         encoded = chat.encode([messages[0], *(m for turn in kept for m in turn)])
         stop = max(i for i, written in enumerate(encoded.mask) if written) + 1
         wanted[count] = encoded.ids[:stop]
-    for seq_len in range(len(wanted[1]), len(wanted[6]) + 1):
+    borders = {len(ids) + more for ids in wanted.values() for more in (-1, 0, 7)}
+    for seq_len in sorted(borders - {len(wanted[1]) - 1}):
         made = encoder(tokenizer, name, seq_len, truncate).conversation(
             Conversation(messages), "all"
         )

@@ -104,12 +104,13 @@ def memory_model(config: RunConfig, sizes: Sizes) -> MemoryModel:
     model, execution = config.model, config.execution
     local_params = param_count(model) / sizes.state_shards
     param_bytes = _bytes(execution.param_dtype)
-    gradients = 4 * local_params
-    in_backward = gradients + _layer_bytes(config, sizes) + _cast_bytes(config, sizes)
+    # Those of matrices stay in the compute dtype; summed over microbatches they are float32.
+    made = _bytes(execution.compute_dtype) * local_params
+    in_backward = made + _layer_bytes(config, sizes) + _cast_bytes(config, sizes)
     return MemoryModel(
         params=local_params * param_bytes,
         optimizer=_moment_bytes(config, local_params),
-        gradients=gradients if sizes.microbatches > 1 else 0.0,
+        gradients=4 * local_params if sizes.microbatches > 1 else 0.0,
         saved_activations=_saved_bytes(config, sizes),
         working=max(in_backward, _loss_bytes(config, sizes)),
     )

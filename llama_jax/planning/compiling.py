@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from llama_jax.config.hardware import Slice
+from llama_jax.config.hardware import Slice, wraps
 from llama_jax.config.run import RunConfig
 from llama_jax.planning.memory_report import Buffer, read_memory_report
 from llama_jax.planning.program_text import ProgramError
@@ -145,17 +145,28 @@ def prepare_compiler() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
+def topology_options(slice_: Slice, num_slices: int = 1) -> dict[str, Any]:
+    """How the compiler is told of the slices, beside the topology's name."""
+    options: dict[str, Any] = {}
+    if slice_.chip.chip_config_name is not None:
+        options["chip_config_name"] = slice_.chip.chip_config_name
+    if num_slices > 1:
+        options["num_slices"] = num_slices
+    # By default the ends of a 3D slice's axes aren't joined, and every gather over all of it then
+    # compiles to an all-reduce, which moves twice the bytes. 2D slices are told right.
+    joined = wraps(slice_)
+    if len(joined) == 3 and any(joined):
+        options["wrap"] = joined
+    return options
+
+
 def topology_devices(slice_: Slice, num_slices: int = 1) -> list[Any]:
     """The JAX devices of so many slices, to compile for.
 
     Raises:
       PlanError: the compiler doesn't know the topology.
     """
-    options: dict[str, Any] = {}
-    if slice_.chip.chip_config_name is not None:
-        options["chip_config_name"] = slice_.chip.chip_config_name
-    if num_slices > 1:
-        options["num_slices"] = num_slices
+    options = topology_options(slice_, num_slices)
     try:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=slice_.topology_name, **options

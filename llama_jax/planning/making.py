@@ -16,6 +16,7 @@ from llama_jax.planning.compiling import (
     OutOfMemoryError,
     compile_lowered,
     lower_step,
+    topology_options,
 )
 from llama_jax.planning.memory_report import Buffer
 from llama_jax.planning.plan import CollectiveUse, Plan
@@ -80,6 +81,8 @@ class Planner:
 
     def _program(self, lowered: Lowered, flags: Mapping[str, str]) -> str:
         topology = f"{self.num_slices} x {self.slice_.topology_name}"
+        if "wrap" in topology_options(self.slice_):
+            topology += " with its ends joined"
         return cache.program_of(lowered, topology, flags)
 
     def _record(

@@ -22,7 +22,9 @@ from llama_jax.planning.compiling import (
     lower_step,
     prepare_compiler,
     topology_devices,
+    topology_options,
 )
+from llama_jax.sharding.mesh import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,20 @@ def test_a_topology_has_the_devices_that_jax_would_see(name, slices, devices, ki
     assert (len(found), {device.device_kind for device in found}) == (devices, {kind})
     if slices > 1:
         assert {device.slice_index for device in found} == set(range(slices))
+
+
+def test_where_the_ends_of_a_slice_are_joined_gathers_compile_to_gathers():
+    slice_ = find_slice("v5p-128")
+    assert topology_options(slice_)["wrap"] == (True, True, True)
+    assert "wrap" not in topology_options(find_slice("v5p-8"))
+    mesh = make_mesh(MeshConfig(), topology_devices(slice_))
+    split, whole = (jax.NamedSharding(mesh, jax.P(axes)) for axes in ("fsdp", None))
+    x = jax.ShapeDtypeStruct((4096, 1024), jax.numpy.bfloat16, sharding=split)
+    with jax.set_mesh(mesh):
+        gather = jax.jit(lambda x: jax.reshard(x, whole) * 2)
+        text = gather.lower(x).compile().as_text()
+    assert "all-gather" in text
+    assert "all-reduce" not in text
 
 
 @pytest.mark.short

@@ -5,11 +5,16 @@ from typing import Any, Protocol
 
 import jax
 
+from llama_jax.config.post_training import DistillConfig, DPOConfig, RewardConfig
 from llama_jax.config.run import ExecutionConfig, NextTokenConfig
+from llama_jax.objectives.distillation import Distillation
 from llama_jax.objectives.next_token import NextToken
+from llama_jax.objectives.preference import Preference
+from llama_jax.objectives.reward import Reward
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+ObjectiveConfig = NextTokenConfig | RewardConfig | DPOConfig | DistillConfig
 # Sums whose names begin so are of parts of the batch (pairs of one strength, say). They are for
 # `figures`: their ratio to the first count means nothing, so a step doesn't report it.
 OF_PARTS = ("correct_", "pairs_", "bins_")
@@ -53,9 +58,12 @@ class Objective(Protocol):
 
 _MAKERS: dict[type, Callable[[Any, ExecutionConfig], Objective]] = {
     NextTokenConfig: lambda config, execution: NextToken(config, execution.loss_chunk_size),
+    RewardConfig: lambda config, execution: Reward(config),
+    DPOConfig: lambda config, execution: Preference(config, execution.loss_chunk_size),
+    DistillConfig: lambda config, execution: Distillation(config, execution.loss_chunk_size),
 }
 
 
-def make_objective(config: NextTokenConfig, execution: ExecutionConfig) -> Objective:
+def make_objective(config: ObjectiveConfig, execution: ExecutionConfig) -> Objective:
     """The objective that a run's `objective` table asks for."""
     return _MAKERS[type(config)](config, execution)

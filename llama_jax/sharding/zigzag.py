@@ -39,7 +39,7 @@ def zigzag_places(length: int, ways: int) -> np.ndarray:
 
 
 def to_zigzag(rows: Tree) -> Tree:
-    """A tree of [B, T] arrays in natural order, such as a batch, in the order of `Llama.hidden`."""
+    """A tree of [B, T, ...] arrays in natural order, such as a batch, in that of `Llama.hidden`."""
     ways = axis_size("length")
     if ways == 1:
         return rows
@@ -50,7 +50,8 @@ def to_zigzag(rows: Tree) -> Tree:
         def local(x_BS: jax.Array) -> jax.Array:
             return jnp.take(x_BS, local_places(x_BS.shape[1] // ways), axis=1)
 
-        return on_shards(local, (_WHOLE,), ("batch", "length"))(x_BT)
+        rest = (None,) * (x_BT.ndim - 2)
+        return on_shards(local, ((*_WHOLE, *rest),), ("batch", "length", *rest))(x_BT)
 
     return jax.tree.map(permute, rows)
 

@@ -30,7 +30,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llama_jax.data.examples import Example, from_document
+from llama_jax.data.examples import Example
 from llama_jax.data.fields import FIELDS as FIELDS
 from llama_jax.data.fields import Field
 from llama_jax.data.packing import Piece
@@ -76,8 +76,7 @@ def pack_rows(
         for number, start, stop in pieces:
             document = found[number]
             if isinstance(document, np.ndarray):
-                # With the token that the last one predicts; the rest of a book isn't looked at.
-                here.add(from_document(document[start : stop + 1]), 0, stop - start)
+                here.add_document(document, start, stop)
             else:
                 here.add(document, start, stop)
     return batch
@@ -90,8 +89,20 @@ class _Row:
         self._arrays = arrays
         self._place = self._segments = self._responses = self._pairs = 0
 
+    def add_document(self, tokens: np.ndarray, start: int, stop: int) -> None:
+        """Write a part of a document: as `add`, for pretraining's many tokens at half the cost."""
+        targets = tokens[start + 1 : stop + 1]
+        here = slice(self._place, self._place + stop - start)
+        predicted = slice(self._place, self._place + len(targets))
+        self._arrays["tokens"][here] = tokens[start:stop]
+        self._arrays["targets"][predicted] = targets
+        self._arrays["loss_mask"][predicted] = 1.0
+        self._arrays["positions"][here] = np.arange(stop - start)
+        self._arrays["segment_ids"][here] = self._segments + 1
+        self._place, self._segments = here.stop, self._segments + 1
+
     def add(self, example: Example, start: int, stop: int) -> None:
-        """Write an example, or a part of a document."""
+        """Write an example, or a part of one that a document became."""
         segments = example.segments
         follows = np.append(segments[1:] == segments[:-1], False)
         begins = np.searchsorted(segments, segments)

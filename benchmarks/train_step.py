@@ -136,7 +136,7 @@ def run_llama_jax(case: Case) -> dict:
     from llama_jax.sharding.mesh import make_mesh
     from llama_jax.sharding.rules import batch_sharding
     from llama_jax.training.networks import Networks
-from llama_jax.training.state import init_state
+    from llama_jax.training.state import init_state
     from llama_jax.training.step import make_train_step
 
     config = model_config(case.model)

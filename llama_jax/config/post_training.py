@@ -133,6 +133,8 @@ class DistillConfig:
     is the defaults' forward KL.
     """
 
+    # The teacher: any checkpoint that `convert` reads, of the student's tokenizer.
+    path: str
     kind: Literal["distill"] = "distill"
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
     # The teacher's share of jsd's mixture; None is a half.
@@ -141,12 +143,21 @@ class DistillConfig:
     temperature: Annotated[float, Positive] = 1.0
     # A model held beside the student, or its most likely tokens, stored with the data.
     teacher: Literal["live", "stored"] = "live"
+    # Tokens that are stored of each distribution; None is 64.
+    top_k: Annotated[int, Positive] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.top_k is not None and self.teacher == "live":
+            raise ConfigError("has no meaning for a live teacher", key="top_k")
         if self.beta is not None and self.divergence != "jsd":
             raise ConfigError(
                 f"has no meaning for divergence '{self.divergence}', only for jsd", key="beta"
             )
         if self.beta == 1.0:
             raise ConfigError("must be below 1; the limit is divergence 'reverse_kl'", key="beta")
+
+    @property
+    def stored_tokens(self) -> int:
+        """C; 0 with a live teacher."""
+        return 0 if self.teacher == "live" else self.top_k or 64

@@ -21,7 +21,13 @@ from llama_jax.config.loading import (
     check_ranges,
 )
 from llama_jax.config.model import ModelConfig
-from llama_jax.config.post_training import AdapterConfig, InitConfig
+from llama_jax.config.post_training import (
+    AdapterConfig,
+    DistillConfig,
+    DPOConfig,
+    InitConfig,
+    RewardConfig,
+)
 
 DType = Literal["float32", "bfloat16"]
 FlagValue = str | bool | int | float
@@ -136,6 +142,9 @@ class NextTokenConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+ObjectiveConfig = NextTokenConfig | RewardConfig | DPOConfig | DistillConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +327,7 @@ class RunConfig:
     schedule: ScheduleConfig
     tokenizer: ByteTokenizer | TokenizerFile | TrainedTokenizer
     optimizer: OptimizerConfig = AdamWConfig()
-    objective: NextTokenConfig = NextTokenConfig()
+    objective: ObjectiveConfig = NextTokenConfig()
     # The weights to start from; None draws them.
     init: InitConfig | None = None
     # Train low-rank adapters beside frozen weights, not the weights themselves.
@@ -335,6 +344,7 @@ class RunConfig:
         check_ranges(self)
         self._check_lengths()
         self._check_schedule()
+        self._check_objective()
 
     def _check_lengths(self) -> None:
         data, model = self.data, self.model
@@ -348,6 +358,26 @@ class RunConfig:
                 f"{self.training.microbatches} does not divide data.batch_size, {data.batch_size}",
                 key="training.microbatches",
             )
+
+    def _check_objective(self) -> None:
+        kind, held = self.objective.kind, self.data.kind
+        reads = "preferences" if kind in ("reward", "dpo") else "text or conversations"
+        if (held == "preferences") != (reads == "preferences"):
+            raise ConfigError(f"'{kind}' reads {reads}; data.sources hold {held}", key="objective")
+        head = "scalar" if kind == "reward" else "vocab"
+        if self.model.head != head:
+            raise ConfigError(f"objective '{kind}' needs '{head}'", key="model.head")
+        if self.training.sample_prompts and head == "scalar":
+            raise ConfigError("a reward model writes nothing", key="training.sample_prompts")
+        asked = [s.name for s in self.data.sources if s.preferences and s.preferences.mismatched]
+        is_kto = isinstance(self.objective, DPOConfig) and self.objective.loss == "kto"
+        if bool(asked) != is_kto and held == "preferences":
+            what = (
+                "kto needs mismatched = true of every source"
+                if is_kto
+                else (f"'{asked[0]}' has mismatched = true, which only loss 'kto' reads")
+            )
+            raise ConfigError(what, key="data.sources")
 
     def _check_schedule(self) -> None:
         schedule, steps = self.schedule, self.training.steps

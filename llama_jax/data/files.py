@@ -1,7 +1,8 @@
 """Which files a source of text means, and which part of them is kept aside.
 
-A `TextConfig.path` is a file, a directory, a glob, or `stdlib`: this Python's own library. Any
-fsspec URL works, such as `gs://bucket/folder`.
+A `TextConfig.path` is a file, a directory, a glob, `stdlib`: this Python's own library, or
+`shipped:NAME`: a small file that comes with the package. Any fsspec URL works, such as
+`gs://bucket/folder`.
 """
 
 import dataclasses
@@ -13,9 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llama_jax.config.data import RecordsConfig, TextConfig
-from llama_jax.config.loading import ConfigError
+from llama_jax.config.files import shipped_configs
+from llama_jax.config.loading import ConfigError, nearest
 
 STDLIB = "stdlib"
+# Before the name of a file of `configs/data/`, wherever the package is installed.
+SHIPPED = "shipped:"
 # Installed packages, tests (they repeat what they test) and bytecode are not the library.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 # Written when Python was built on this machine, not the same elsewhere.
@@ -49,6 +53,8 @@ def list_files(config: TextConfig) -> list[SourceFile]:
     """
     if config.path == STDLIB:
         return sorted(_library_files(), key=lambda file: file.name)
+    if config.path.startswith(SHIPPED):
+        config = dataclasses.replace(config, path=_shipped(config.path.removeprefix(SHIPPED)))
     files = sorted(_files_at(config), key=lambda file: file.name)
     if not files:
         wanted = " ".join(config.suffixes)
@@ -74,6 +80,14 @@ def module_group(name: str) -> str:
     if top.startswith("__"):
         return top
     return top.removeprefix("_py").removeprefix("_") or top
+
+
+def _shipped(name: str) -> str:
+    folder = shipped_configs() / "data"
+    if not (folder / name).is_file():
+        known = sorted(path.name for path in folder.iterdir())
+        raise ConfigError(f"no shipped file '{name}'{nearest(name, known)}", key="path")
+    return str(folder / name)
 
 
 def _library_files() -> Iterator[SourceFile]:

@@ -12,9 +12,9 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from llama_jax.config.run import RunConfig
+from llama_jax.config.run import DistillConfig, DPOConfig, RunConfig
 from llama_jax.data.device import field_sharding, host_rows
-from llama_jax.data.fields import batch_fields
+from llama_jax.data.fields import Field, batch_fields
 from llama_jax.objectives.objective import Objective, make_objective
 from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import Schedule, make_schedule
@@ -83,5 +83,18 @@ def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
     host_rows(mesh, config.data.batch_size, list(mesh.devices.flat))
     return {
         name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=field_sharding(name, mesh))
-        for name, field in batch_fields(config.data).items()
+        for name, field in stored_fields(config).items()
     }
+
+
+def stored_fields(config: RunConfig) -> dict[str, Field]:
+    """The arrays of a run's batches, with what other models said and is stored beside the data."""
+    objective = config.objective
+    top_k = objective.stored_tokens if isinstance(objective, DistillConfig) else 0
+    return batch_fields(config.data, reference_logps=needs_reference(config), teacher_top_k=top_k)
+
+
+def needs_reference(config: RunConfig) -> bool:
+    """Whether a run's batches carry log-probabilities under the model that it starts from."""
+    objective = config.objective
+    return isinstance(objective, DPOConfig) and objective.reference_source == "cached"

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 from etils import epath
@@ -24,6 +24,7 @@ from llama_jax.training.held_out import HeldOutBatches
 
 Say = Callable[[str], None]
 Part = Literal["sources", "held_out"]
+PARTS: tuple[Part, ...] = get_args(Part)
 TOKENIZER = "tokenizer"
 MOST_WORKERS = 8
 

@@ -31,7 +31,7 @@ from llama_jax.metrics.plots import plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
 from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.training.assembly import assemble
+from llama_jax.training.assembly import Assembly, assemble, needs_reference
 from llama_jax.training.compatibility import check_compatible
 from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import (
@@ -39,12 +39,14 @@ from llama_jax.training.inputs import (
     Say,
     held_out_passes,
     held_out_texts,
+    local_folder,
     prepare_inputs,
     start_batches,
 )
 from llama_jax.training.loop import Parts, run_steps
 from llama_jax.training.networks import Networks
 from llama_jax.training.profiling import Profiler, ProfileRange
+from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
 from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
 from llama_jax.training.starting import starting_params
@@ -151,6 +153,7 @@ class _Run:
         if self.profile is not None:
             self.profile.check(config.training.steps, step)
 
+        inputs = self._with_reference(assembly, inputs, state if restored is None else None)
         facts = RunFacts(
             name=self.run_dir.name,
             steps=config.training.steps,
@@ -185,6 +188,29 @@ class _Run:
             profiler.close()
             batches.close()
         return self._finish(state, assembly.networks, inputs, stop, seconds, begun_s)
+
+    def _with_reference(
+        self, assembly: Assembly, inputs: Inputs, first: TrainState | None
+    ) -> Inputs:
+        """The inputs with what the model that the run starts from says of them, if that is asked.
+
+        Args:
+          first: the state at step 0; None in a run that goes on, where weights are made again if
+            what they said was not stored.
+        """
+        config = self.config
+        if not needs_reference(config):
+            return inputs
+
+        def params() -> Any:
+            if first is not None:
+                return first.params, first.frozen
+            return starting_params(config, assembly, self.mesh, self.say)
+
+        folder = local_folder(self.run_dir)
+        return attach_reference(
+            config, inputs, Reference(assembly.networks, params), self.mesh, folder, self.say
+        )
 
     def _finish(
         self,

@@ -22,6 +22,7 @@ VERBS = {
     "generate": "continue prompts with a model of any format",
     "chat": "talk with a model in the terminal",
     "sample": "rejection sampling: K samples a prompt, scored and verified, the best kept",
+    "rounds": "post-training in rounds: sample, score, train, average, compare",
     "average": "average checkpoints of one architecture",
     "convert": "turn a checkpoint into another format, and compare their logits",
     "data": "turn text into tokenised shards; look into batches",

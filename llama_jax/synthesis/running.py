@@ -9,11 +9,12 @@ from llama_jax.synthesis.critic import correct_by_model
 from llama_jax.synthesis.edits import correct_by_edits
 from llama_jax.synthesis.opening import open_model, scorer_opener
 from llama_jax.synthesis.prompts import Prompt, read_prompts
-from llama_jax.synthesis.rejection import SAMPLES, score_and_select
+from llama_jax.synthesis.rejection import SAMPLES, Drawing, score_and_select
 from llama_jax.synthesis.sampling import Progress, sample_prompts
+from llama_jax.synthesis.scoring import Scorer
 from llama_jax.synthesis.selecting import Selection
-from llama_jax.synthesis.settings import SamplingConfig
-from llama_jax.synthesis.verdicts import check_verifiers
+from llama_jax.synthesis.settings import CriticTable, ModelTable, SamplingConfig
+from llama_jax.synthesis.verdicts import Verifier, check_verifiers
 
 # Given a stage's name, what is told its progress.
 Told = Callable[[str], Progress]
@@ -35,7 +36,7 @@ def run_sampling(config: SamplingConfig, folder: Path, told: Told | None = None)
     """
     prompts = read_prompts(Path(config.prompts), system=config.system)
     check_verifiers(config.verifiers, prompts)
-    draw(config, prompts, folder, told)
+    draw(config.model, config.draw.drawing(config.k), prompts, folder, told)
     open_scorer = scorer_opener(config.reward, batch_size=config.draw.batch_size)
     selection = score_and_select(
         prompts,
@@ -45,19 +46,28 @@ def run_sampling(config: SamplingConfig, folder: Path, told: Told | None = None)
         keeping=config.keep.keeping(),
         progress=told,
     )
-    return Sampled(selection, correct(config, prompts, folder, told))
+    corrections = None
+    if config.critic is not None:
+        corrections = correct(
+            config.critic, config.model, prompts, folder,
+            open_scorer=open_scorer, verifiers=config.verifiers, told=told,
+        )  # fmt: skip
+    return Sampled(selection, corrections)
 
 
 def draw(
-    config: SamplingConfig, prompts: Sequence[Prompt], folder: Path, told: Told | None = None
+    model: ModelTable,
+    drawing: Drawing,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    told: Told | None = None,
 ) -> None:
     """The samples alone; the model is let go of afterwards."""
-    drawing = config.draw.drawing(config.k)
     sample_prompts(
-        open_model(config.model, batch_size=drawing.batch_size),
+        open_model(model, batch_size=drawing.batch_size),
         prompts,
         folder / SAMPLES,
-        k=config.k,
+        k=drawing.k,
         wishes=drawing.wishes,
         max_new_tokens=drawing.max_new_tokens,
         batch_size=drawing.batch_size,
@@ -66,13 +76,16 @@ def draw(
 
 
 def correct(
-    config: SamplingConfig, prompts: Sequence[Prompt], folder: Path, told: Told | None = None
-) -> Corrections | None:
-    """What the file's critic makes of poor answers; None where it has none."""
-    critic = config.critic
-    if critic is None:
-        return None
-    open_scorer = scorer_opener(config.reward, batch_size=config.draw.batch_size)
+    critic: CriticTable,
+    sampled: ModelTable,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    open_scorer: Callable[[], Scorer] | None = None,
+    verifiers: Sequence[Verifier] = (),
+    told: Told | None = None,
+) -> Corrections:
+    """What the critic makes of poor answers; `sampled` is the critic where none is named."""
     if critic.edits is not None:
         return correct_by_edits(
             Path(critic.edits),
@@ -80,15 +93,14 @@ def correct(
             folder,
             threshold=critic.threshold,
             open_scorer=open_scorer,
-            verifiers=config.verifiers,
+            verifiers=verifiers,
         )
-    table = critic.model or config.model
     return correct_by_model(
-        open_model(table, batch_size=critic.draw.batch_size),
+        open_model(critic.model or sampled, batch_size=critic.draw.batch_size),
         prompts,
         folder,
         critic.criticism(),
         open_scorer=open_scorer,
-        verifiers=config.verifiers,
+        verifiers=verifiers,
         progress=told,
     )

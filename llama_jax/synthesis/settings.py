@@ -29,10 +29,9 @@ VerifierConfig = ExactAnswer | CodeTests | Pattern
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelTable:
-    """A model and how it is opened."""
+class OpeningTable:
+    """How a model is opened."""
 
-    path: str
     # Prompts are users' messages, in the model's chat format; else texts to continue.
     chat: bool = True
     chat_format: str | None = None
@@ -42,6 +41,13 @@ class ModelTable:
     def __post_init__(self) -> None:
         if self.chat_format is not None and not self.chat:
             raise ConfigError("needs chat = true", key="chat_format")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelTable(OpeningTable):
+    """A model and how it is opened."""
+
+    path: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -288,8 +288,12 @@ def _compiler_error(error: Exception, slice_: Slice, folder: Path) -> PlanError:
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message or "HBM" not in message.upper():
         return PlanError(f"the compiler refuses: {_first_line(error)}")
-    needed = _needed_bytes(message, _dumped(folder, "memory-usage-report"))
-    return OutOfMemoryError(needed, slice_.chip.device_usable_hbm_bytes, _held(folder))
+    held = _held(folder)
+    # The report's total and the message count what is offloaded to the host's memory too.
+    needed = sum(held.by_category.values()) or _needed_bytes(
+        message, _dumped(folder, "memory-usage-report")
+    )
+    return OutOfMemoryError(needed, slice_.chip.device_usable_hbm_bytes, held)
 
 
 def _needed_bytes(message: str, report: str) -> int | None:

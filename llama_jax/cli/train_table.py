@@ -9,6 +9,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from llama_jax.config.files import load_run_config
 from llama_jax.metrics.progress import format_bytes, format_count, format_duration
 from llama_jax.training.run import Outcome
 
@@ -19,6 +20,8 @@ MADE = (
     ("metrics.jsonl", "an object a step"),
     ("tensorboard", "the same for TensorBoard"),
     ("plots/loss.png", "the loss curve"),
+    ("plots/figures.png", "what else the steps tell"),
+    ("samples_before.txt", "what the model wrote before the first step"),
     ("samples.txt", "what the model writes"),
     ("config.toml", "the resolved config"),
     ("run.json", "fingerprint, versions, git state of every start"),
@@ -88,6 +91,16 @@ def _made_table(run_dir: epath.Path) -> Table:
     return table
 
 
+def _write_command(run_dir: epath.Path, folder: str) -> str:
+    """How to let the model write, by what it was trained on; nothing for a reward model."""
+    config = load_run_config(os.fspath(run_dir / "config.toml"))
+    if config.model.head != "vocab":
+        return ""
+    if config.data.kind == "text":
+        return f"  llama-jax generate --model {folder} --prompt 'def main():'\n"
+    return f"  llama-jax chat --model {folder}\n"
+
+
 def _shown(path: epath.Path) -> str:
     """The path as a person would type it here: below the working directory without that."""
     here = f"{Path.cwd()}/"
@@ -104,8 +117,7 @@ def _next_commands(run_dir: epath.Path) -> str:
     folder = shlex.quote(_shown(run_dir))
     samples = f"  cat {folder}/samples.txt\n" if (run_dir / "samples.txt").exists() else ""
     return (
-        f"next:\n{samples}"
-        f"  llama-jax generate --model {folder} --prompt 'def main():'\n"
+        f"next:\n{samples}{_write_command(run_dir, folder)}"
         f"  tensorboard --logdir {folder}/tensorboard\n"
         f"  llama-jax data inspect {folder}/config.toml\n"
         f"  llama-jax tokenizer encode --tokenizer {folder}/tokenizer 'def main():'\n"

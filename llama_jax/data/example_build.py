@@ -224,7 +224,7 @@ def _sizes(example: Example, bytes_of: np.ndarray) -> tuple[int, ...]:
 def _plan(
     source: RecordsSource, config: DataConfig, tokenizer: Tokenizer
 ) -> tuple[ChatFormat, ExamplePlan, list[SourceFile]]:
-    chat, name = _chat_format(source, tokenizer)
+    chat, name = chat_format_of(source, tokenizer)
     files = record_files(source.path)
     listing = json.dumps([[file.name, file.size] for file in files])
     plan = ExamplePlan(
@@ -239,7 +239,12 @@ def _plan(
     return chat, plan, files
 
 
-def _chat_format(source: RecordsSource, tokenizer: Tokenizer) -> tuple[ChatFormat, str]:
+def chat_format_of(source: RecordsSource, tokenizer: Tokenizer) -> tuple[ChatFormat, str]:
+    """How a source's conversations are written, and a name that changes when that does.
+
+    Raises:
+      ConfigError: no such format, or no way to tell which one.
+    """
     template = None
     if source.chat_template is not None:
         try:

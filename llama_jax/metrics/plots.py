@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -27,17 +28,48 @@ def plot_loss(records: Sequence[Record], path: epath.PathLike, title: str) -> No
         above.plot(
             *zip(*points, strict=True), "o-", color="#d94801", markersize=4, label="held out"
         )
-    above.set(title=title, ylabel="loss, nats a token")
+    above.set(title=title, ylabel="loss")
     above.grid(alpha=0.3)
     above.legend()
     below.plot(*series(records, "learning_rate"), color="#636363")
     below.set(xlabel="step", ylabel="rate")
     below.grid(alpha=0.3)
-    image = io.BytesIO()
-    canvas.print_png(image)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image.getvalue())
+    _write(canvas, path)
+
+
+# Beside the loss, what objectives tell of pairs; those of each tuple are drawn together.
+FIGURES = (("accuracy",), ("margin",), ("chosen_reward", "rejected_reward"), ("nll",))
+
+
+def plot_figures(records: Sequence[Record], path: epath.PathLike, title: str) -> bool:
+    """Draw what the steps and evaluations tell beside the loss into a PNG file.
+
+    Returns:
+      Whether there was any.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    held_out = [{"step": r["step"], **r["held_out"]} for r in records if "held_out" in r]
+    groups = [g for g in FIGURES if any(series(records, name)[0] for name in g)]
+    if not groups:
+        return False
+    figure = Figure(figsize=(9, 2.2 * len(groups) + 0.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, names in zip(panels, groups, strict=True):
+        for name, color in zip(names, ("#08519c", "#a63603"), strict=False):
+            label = name.replace("_", " ")
+            steps, values = series(records, name)
+            panel.plot(steps, smooth(values), color=color, linewidth=1, label=f"{label}, smoothed")
+            points = series(held_out, name)
+            panel.plot(*points, "o--", color=color, markersize=4, label=f"{label}, held out")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    panels[0].set(title=title)
+    panels[-1].set(xlabel="step")
+    _write(canvas, path)
+    return True
 
 
 def series(records: Sequence[Record], name: str) -> tuple[list[int], list[float]]:
@@ -54,3 +86,11 @@ def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
         average = weight * average + (1 - weight) * value
         smoothed.append(average / (1 - weight**count))
     return smoothed
+
+
+def _write(canvas: Any, path: epath.PathLike) -> None:
+    image = io.BytesIO()
+    canvas.print_png(image)
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image.getvalue())

@@ -27,7 +27,7 @@ from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import RunConfig
 from llama_jax.kernels.self_check import choose_and_check
 from llama_jax.metrics.compression import compressed_bits_per_byte
-from llama_jax.metrics.plots import plot_loss
+from llama_jax.metrics.plots import plot_figures, plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
 from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
@@ -48,7 +48,7 @@ from llama_jax.training.networks import Networks
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
-from llama_jax.training.samples import TEMPERATURE, format_samples, sample_text
+from llama_jax.training.samples import write_samples
 from llama_jax.training.starting import starting_params
 from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens
 from llama_jax.training.stopping import StopRequest
@@ -153,6 +153,8 @@ class _Run:
         if self.profile is not None:
             self.profile.check(config.training.steps, step)
 
+        if restored is None and config.init is not None:
+            self._write_samples(state, assembly.networks, inputs, "samples_before.txt")
         inputs = self._with_reference(assembly, inputs, state if restored is None else None)
         facts = RunFacts(
             name=self.run_dir.name,
@@ -226,7 +228,9 @@ class _Run:
         step = int(state.step)
         records = loss_records(self.run_dir)
         if writes:
-            plot_loss(records, self.run_dir / "plots" / "loss.png", self.run_dir.name)
+            plots, name = self.run_dir / "plots", self.run_dir.name
+            plot_loss(records, plots / "loss.png", name)
+            plot_figures(records, plots / "figures.png", name)
         if step < self.config.training.steps:
             return Outcome(self.run_dir, step, None, stop.exit_code)
         self._write_samples(state, networks, inputs)
@@ -245,25 +249,13 @@ class _Run:
             _write_json(self.run_dir / RESULT_FILE, figures)
         return Outcome(self.run_dir, step, figures, stop.exit_code)
 
-    def _write_samples(self, state: TrainState, networks: Networks, inputs: Inputs) -> None:
-        training, prompts = self.config.training, self.config.training.sample_prompts
-        if not prompts:
-            return
-        texts = sample_text(
-            networks,
-            state,
-            inputs.tokenizer,
-            prompts,
-            new_tokens=training.sample_tokens,
-            max_seq_len=self.config.model.max_seq_len,
-            temperature=TEMPERATURE,
-            key=jax.random.fold_in(jax.random.key(self.config.seed), training.steps),
-            mesh=self.mesh,
-        )
-        if jax.process_index() == 0:
-            title = f"{self.run_dir.name}, step {training.steps}, temperature {TEMPERATURE}"
-            text = format_samples(prompts, texts, title)
-            (self.run_dir / "samples.txt").write_text(text, encoding="utf-8")
+    def _write_samples(
+        self, state: TrainState, networks: Networks, inputs: Inputs, file: str = "samples.txt"
+    ) -> None:
+        if self.config.training.sample_prompts:
+            write_samples(
+                self.config, networks, state, inputs.tokenizer, self.mesh, self.run_dir / file
+            )
 
     def _compressors(self) -> dict[str, float] | None:
         """Bits a byte of gzip and xz on the held-out text, where it is at hand as text."""

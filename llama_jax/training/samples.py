@@ -11,10 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from llama_jax.config.run import RunConfig
 from llama_jax.data.device import host_rows, to_device
+from llama_jax.data.example_build import chat_format_of
 from llama_jax.sharding.rules import axis_size, lay_out
+from llama_jax.tokenizers.chat import Message
 from llama_jax.tokenizers.tokenizer import Tokenizer
 from llama_jax.training.networks import Networks
 from llama_jax.training.state import TrainState, best_params
@@ -68,6 +72,47 @@ def sample_text(
         tokenizer.decode(_until(stops, ids[len(start) : len(start) + new_tokens], start))
         for ids, start in zip(made, encoded, strict=True)
     ]
+
+
+def write_samples(
+    config: RunConfig,
+    networks: Networks,
+    state: TrainState,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    path: epath.Path,
+) -> None:
+    """What the model makes of the run's `sample_prompts`, into a text file.
+
+    Where the run learns from conversations, prompts are what a user says in one.
+    """
+    training, step = config.training, int(state.step)
+    texts = sample_text(
+        networks,
+        state,
+        tokenizer,
+        training.sample_prompts,
+        new_tokens=training.sample_tokens,
+        max_seq_len=config.model.max_seq_len,
+        temperature=TEMPERATURE,
+        key=jax.random.fold_in(jax.random.key(config.seed), step),
+        mesh=mesh,
+        encode=_chat_prompt(config, tokenizer),
+    )
+    if jax.process_index() == 0:
+        title = f"{path.parent.name}, step {step}, temperature {TEMPERATURE}"
+        text = format_samples(training.sample_prompts, texts, title)
+        path.write_text(text, encoding="utf-8")
+
+
+def _chat_prompt(config: RunConfig, tokenizer: Tokenizer) -> Callable[[str], list[int]] | None:
+    """By the chat format of the first source that has one; None where all are plain text."""
+    held = (source.conversations or source.preferences for source in config.data.sources)
+    records = next(filter(None, held), None)
+    if records is None:
+        return None
+    chat, _ = chat_format_of(records, tokenizer)
+    return lambda prompt: chat.prompt([Message("user", prompt)])
 
 
 def format_samples(prompts: Sequence[str], texts: Sequence[str], title: str) -> str:

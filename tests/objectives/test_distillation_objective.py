@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from response_batches import MODEL, Table, assert_same_gradients, run, run_table
 
 from llama_jax.config.loading import ConfigError
@@ -110,7 +111,7 @@ def test_sharded_is_unsharded(mesh, teacher):
 
 def test_a_teacher_of_another_vocabulary_or_one_that_is_not_there_is_refused():
     wrong = Table(1)
-    wrong.head[...] = wrong.head[...][:, 1:]
+    wrong.head = nnx.Param(wrong.head[...][:, 1:])
     with pytest.raises(ConfigError, match=r"^objective\.teacher: the teacher has 47 tokens .* 48;"):
         objective()(Table(0), jax.tree.map(np.asarray, batch_of()), None, {"teacher": wrong})
     with pytest.raises(ConfigError, match=r"'stored', but the batch has no teacher_ids"):

@@ -96,17 +96,25 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def trained(monkeypatch, folder):
-    """Training gives the model that says =8, and tells what it was given."""
+@pytest.fixture(scope="module")
+def trained(folder):
+    """Training gives the model that says =8, and tells here what it was given."""
     told = []
 
     def train(run, context, run_dir):
         told.append(resolved(run, context.inputs))
         return folder / "eight", {"loss": 1.0}
 
-    monkeypatch.setattr(training_stages, "_train", train)
-    return told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_stages, "_train", train)
+        yield told
+
+
+@pytest.fixture(scope="module")
+def done(folder, trained, tmp_path_factory):
+    """Two rounds, and what there is after them."""
+    out = tmp_path_factory.mktemp("done") / "r"
+    return out, run(folder, out), list(trained)
 
 
 def run(folder, out, *settings, without=()):
@@ -125,10 +133,10 @@ def answers(folder):
     }
 
 
-def test_two_rounds_train_sample_score_correct_and_compare(folder, tmp_path, trained):
-    artifacts = run(folder, tmp_path / "r")
+def test_two_rounds_train_sample_score_correct_and_compare(folder, done):
+    out, artifacts, _ = done
     assert artifacts["model"] == folder / "eight"
-    rounds = read_rounds(tmp_path / "r")
+    rounds = read_rounds(out)
     assert [list(each["stages"]) for each in rounds] == [
         ["sft", "sample", "score", "critic", "compare"]
     ] * 2
@@ -141,9 +149,9 @@ def test_two_rounds_train_sample_score_correct_and_compare(folder, tmp_path, tra
         "refused": {"no correction is better": 1},
     }
     made = {"round_1.jsonl": ["=8"], "round_1_critic.jsonl": ["=9"]}
-    assert answers(tmp_path / "r/round_1/4_critic/conversations") == made
+    assert answers(out / "round_1/4_critic/conversations") == made
     made |= {"round_2.jsonl": ["=8"], "round_2_critic.jsonl": ["=9"]}
-    assert answers(tmp_path / "r/round_2/4_critic/conversations") == made
+    assert answers(out / "round_2/4_critic/conversations") == made
     # Preferences are the last round's alone.
     assert sorted(path.name for path in artifacts["preferences"].iterdir()) == [
         "round_2.jsonl",
@@ -154,31 +162,27 @@ def test_two_rounds_train_sample_score_correct_and_compare(folder, tmp_path, tra
     assert (figures["wins"], figures["ties"], figures["losses"]) == (2, 1, 1)
     assert figures["rate"] == 0.625
     assert second["compare"]["figures"]["ties"] == 4
-    assert "win rate 0.625 (" in (tmp_path / "r/report.md").read_text()
+    assert "win rate 0.625 (" in (out / "report.md").read_text()
 
 
-def test_sft_reads_what_earlier_rounds_made_and_begins_with_its_model(folder, tmp_path, trained):
-    run(folder, tmp_path / "r")
-    first, second = trained
+def test_sft_reads_what_earlier_rounds_made_and_begins_with_its_model(folder, done):
+    out, _, (first, second) = done
     assert [source.name for source in first.data.sources] == ["people"]
     assert [source.name for source in second.data.sources] == ["people", "sampled"]
-    assert second.data.sources[1].conversations.path == str(
-        tmp_path / "r/round_1/4_critic/conversations"
-    )
+    assert second.data.sources[1].conversations.path == str(out / "round_1/4_critic/conversations")
     assert {first.init.path, second.init.path} == {str(folder / "seven")}
 
 
-def test_a_second_call_opens_and_trains_nothing(folder, tmp_path, trained, monkeypatch):
-    run(folder, tmp_path / "r", "rounds=1")
-    before = (tmp_path / "r/report.json").read_bytes()
-    monkeypatch.setattr(
-        "llama_jax.synthesis.running.open_model", lambda *a, **b: pytest.fail("opened")
-    )
-    run(folder, tmp_path / "r", "rounds=1")
-    assert len(trained) == 1
-    assert (tmp_path / "r/report.json").read_bytes() == before
+def test_a_second_call_opens_and_trains_nothing(folder, done, trained, monkeypatch):
+    out, before = done[0], len(trained)
+    report = (out / "report.json").read_bytes()
+    opened = "llama_jax.synthesis.running.open_model"
+    monkeypatch.setattr(opened, lambda *a, **b: pytest.fail("opened"))
+    run(folder, out)
+    assert len(trained) == before
+    assert (out / "report.json").read_bytes() == report
     with pytest.raises(RecipeError, match="setting 'k' was 2, is 3"):
-        run(folder, tmp_path / "r", "rounds=1", "sample.k=3")
+        run(folder, out, "sample.k=3")
 
 
 def test_stages_left_out_for_an_ablation_and_an_average(folder, tmp_path):
@@ -198,16 +202,15 @@ def test_stages_left_out_for_an_ablation_and_an_average(folder, tmp_path):
 
 
 def test_the_verb_prints_the_report_and_refuses_what_it_does_not_know(
-    folder, tmp_path, capsys, trained
+    folder, tmp_path, capsys, done
 ):
-    file, out = str(folder / "rounds.toml"), ["--dir", str(tmp_path / "r")]
-    options = ["--set", "rounds=1", "--without", "critic"]
-    assert main(["rounds", file, *out, *options]) == 0
+    file, out = str(folder / "rounds.toml"), ["--dir", str(done[0])]
+    assert main(["rounds", file, *out]) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("| round | stage | figures | seconds |\n")
     assert "| 1 | compare | win rate 0.625" in printed.out
-    assert "round 1 of 1" in printed.err
-    assert main(["rounds", file, *out, *options, "--json"]) == 0
+    assert "round 2 of 2\n1_sft: done already" in printed.err
+    assert main(["rounds", file, *out, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["rounds"][0]["stages"]["sft"]["figures"] == {"loss": 1.0}
     for setting, complaint in {
@@ -254,7 +257,7 @@ def test_variants_are_runs_of_their_own(folder, tmp_path, trained):
         'average={of=["sft_1", "sft_2", "last"]}',
         without=("sample", "score", "critic", "compare"),
     )
-    assert [each.seed for each in trained] == [1, 2]
+    assert [each.seed for each in trained[-2:]] == [1, 2]
 
 
 def test_a_name_that_is_not_an_artifact_is_told(folder, tmp_path):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -29,7 +30,8 @@ def starting_params(
     if BASE in wanted:
         params, frozen[BASE] = split_params(params)
     if REFERENCE in wanted:
+        # Copied even where the dtype is the same: a step is given its state's buffers for good.
         frozen[REFERENCE] = jax.tree.map(
-            lambda value, like: value.astype(like.dtype), params, wanted[REFERENCE]
+            lambda value, like: jnp.array(value, like.dtype, copy=True), params, wanted[REFERENCE]
         )
     return params, frozen

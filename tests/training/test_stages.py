@@ -1,0 +1,166 @@
+"""The debug runs of post-training, end to end: what they tell, and that they go on as they were."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llama_jax.config.files import load_run_config
+from llama_jax.config.hardware import find_slice
+from llama_jax.config.loading import ConfigError
+from llama_jax.data.documents import DataError
+from llama_jax.metrics.records import read_records
+from llama_jax.planning.compiling import compile_step, lower_step
+from llama_jax.training import loop
+from llama_jax.training.assembly import stored_fields
+from llama_jax.training.run import train
+from llama_jax.training.stopping import StopRequest
+
+QUICK = (
+    *("model.embed_dim=32", "model.mlp_dim=64", "data.sources.0.{records}.max_records=60"),
+    *("data.held_out.0.{records}.max_records=12", "training.steps=4", "training.eval_every=2"),
+    *("checkpoint.every=2", "metrics.progress=false", "schedule.warmup_steps=1"),
+)
+CLOCK = ("tokens_per_s", "goodput")
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch):
+    monkeypatch.setenv(loop.RECOMPILATION_VARIABLE, "error")
+
+
+def config_of(stage, *settings):
+    records = "conversations" if stage in ("sft", "distill") else "preferences"
+    quick = [setting.format(records=records) for setting in QUICK]
+    return load_run_config(f"debug/{stage}", [*quick, *settings])
+
+
+def run(run_dir, stage, *settings):
+    text = io.StringIO()
+    outcome = train(config_of(stage, *settings), run_dir, Console(file=text, width=200))
+    return outcome, text.getvalue()
+
+
+def told(run_dir):
+    records = read_records(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in CLOCK} for record in records]
+
+
+@pytest.fixture(scope="module")
+def dpo(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("dpo") / "run"
+    return run_dir, *run(run_dir, "dpo")
+
+
+def test_dpo_begins_at_log_2_and_tells_of_its_pairs(dpo):
+    first = told(dpo[0])[0]
+    assert first["loss"] == pytest.approx(math.log(2) + 0.2 * first["nll"], abs=1e-6)
+    assert abs(first["margin"]) < 1e-6
+    assert first["margin"] == pytest.approx(first["chosen_reward"] - first["rejected_reward"])
+    assert {"accuracy", "pairs", "tokens"} <= first.keys()
+    held_out = dpo[1].figures["held_out"]
+    assert {"loss", "margin", "accuracy", "nll"} <= held_out.keys()
+    assert "bits_per_byte" not in held_out
+    assert (dpo[0] / "plots" / "figures.png").stat().st_size > 10_000
+
+
+def test_a_preference_runs_samples_are_replies_in_its_chat_format(dpo):
+    assert "user\n\nWhat is 2 + 3?assistant\n\n" in (dpo[0] / "samples.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_stopped_dpo_run_goes_on_the_same_with_the_references_it_has_stored(
+    dpo, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+
+        def wanted(self, now):
+            if now == 3:
+                self.signal_number = 15
+            return self.signal_number is not None
+
+        patched.setattr(StopRequest, "wanted", wanted)
+        assert run(tmp_path, "dpo")[0].exit_code == 143
+    stored = tmp_path / "data" / "sources" / "arithmetic" / "reference_logps.npz"
+    written = stored.stat().st_mtime_ns
+    outcome, text = run(tmp_path, "dpo")
+    assert "under the reference" not in text
+    assert stored.stat().st_mtime_ns == written
+    assert outcome.step == 4
+    assert told(tmp_path) == told(dpo[0])
+
+
+@pytest.mark.slow
+def test_stored_references_of_other_examples_are_refused(dpo, tmp_path):
+    run(tmp_path, "dpo", "training.steps=2")
+    stored = tmp_path / "data" / "sources" / "arithmetic" / "reference_logps.npz"
+    with np.load(stored) as found:
+        logps_ER = found["logps_ER"]
+    np.savez(stored, logps_ER=logps_ER, examples="others")
+    with pytest.raises(DataError, match=r"reference_logps.npz is of other examples"):
+        run(tmp_path, "dpo")
+
+
+@pytest.mark.slow
+def test_a_live_reference_gives_the_losses_of_stored_ones_on_another_mesh(dpo, tmp_path):
+    run(tmp_path, "dpo", "objective.reference=live", "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")
+    for live, stored in zip(told(tmp_path), told(dpo[0]), strict=True):
+        if "loss" in live:
+            assert live["loss"] == pytest.approx(stored["loss"], rel=1e-5)
+            assert live["accuracy"] == pytest.approx(stored["accuracy"])
+
+
+def test_a_reward_run_tells_accuracy_by_strength_and_calibration(tmp_path):
+    outcome, text = run(tmp_path, "reward")
+    first = told(tmp_path)[0]
+    assert {"loss", "accuracy", "margin", "pairs"} <= first.keys()
+    assert not [name for name in first if name.startswith(("correct_", "pairs_", "bins_"))]
+    held_out = outcome.figures["held_out"]
+    assert {"accuracy", "calibration_error"} <= held_out.keys()
+    assert "held-out loss" in text
+
+
+@pytest.mark.short
+def test_fine_tuning_learns_what_assistants_write_and_nothing_else(tmp_path):
+    run(tmp_path, "sft", "training.steps=12", "training.eval_every=4")
+    records = told(tmp_path)
+    losses = [record["held_out"]["loss"] for record in records if "held_out" in record]
+    assert losses == sorted(losses, reverse=True)
+    # Of eight rows of 128 places about a sixth is written by the assistant.
+    assert 0.05 < records[0]["tokens"] / (8 * 128) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("objective.kind=reward",), r"model\.head: objective 'reward' needs 'scalar'"),
+        (("objective.kind=next_token",), " objective: 'next_token' reads text or conversations"),
+        (("objective.loss=kto",), " data.sources: kto needs mismatched = true"),
+        (("data.sources.0.preferences.mismatched=true",), "mismatched = true, which only loss"),
+        (("data.sources.0.preferences.shared_prompt=true",), "only a reward model may share"),
+    ],
+)
+def test_stages_that_contradict_their_data_are_refused_in_one_line(settings, told, tmp_path):
+    with pytest.raises(ConfigError, match=told):
+        train(config_of("dpo", *settings), tmp_path, Console(quiet=True))
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
+def test_a_stages_step_is_traced_for_a_tpu_without_its_data(stage):
+    pytest.importorskip("libtpu")
+    config = config_of(stage, "data.sources.0.name=elsewhere")
+    lowered = lower_step(config, find_slice("v5e-1"))
+    fields = stored_fields(config)
+    assert ("reference_logps" in fields) == (stage == "dpo")
+    sizes = [np.prod(field.shape) * np.dtype(field.dtype).itemsize for field in fields.values()]
+    assert lowered.state_bytes.batch == sum(sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [("sft",), ("reward",), ("dpo", "objective.reference=live")])
+def test_a_stages_step_compiles_for_a_tpu(settings):
+    pytest.importorskip("libtpu")
+    compiled = compile_step(config_of(*settings), find_slice("v5e-4"), 1, {})
+    assert compiled.memory.peak_bytes > 0

@@ -54,8 +54,8 @@ class Sizes:
 class MemoryModel:
     """Bytes at the peak, by what takes them.
 
-    `working` is the more of two moments: a layer's backward pass beside the gradients made so far,
-    and the loss, when there are none yet.
+    `working` is the most of three moments: a layer's backward pass beside the gradients made so
+    far; the loss, when there are none yet; and an update whose moments come from the host.
     """
 
     params: float
@@ -112,7 +112,7 @@ def memory_model(config: RunConfig, sizes: Sizes) -> MemoryModel:
         optimizer=_moment_bytes(config, local_params),
         gradients=4 * local_params if sizes.microbatches > 1 else 0.0,
         saved_activations=_saved_bytes(config, sizes),
-        working=max(in_backward, _loss_bytes(config, sizes)),
+        working=max(in_backward, _loss_bytes(config, sizes), _update_bytes(config, sizes)),
     )
 
 
@@ -187,27 +187,42 @@ def _cast_bytes(config: RunConfig, sizes: Sizes) -> float:
 
 
 def _layer_bytes(config: RunConfig, sizes: Sizes) -> float:
-    """One layer's backward pass: its weights, their gradients, and its activations twice."""
+    """One layer's backward pass: weights, their gradients, and its activations and their own."""
     model, itemsize = config.model, _bytes(config.execution.compute_dtype)
     weights = _layer_params(model) / sizes.tensor
     widths = token_widths(model)
-    activations = 2 * sum(widths.values()) / sizes.tensor * sizes.tokens * itemsize
+    activations = 1.6 * sum(widths.values()) / sizes.tensor * sizes.tokens * itemsize
     gathered_kv = 0.0
     if sizes.context > 1:
         keys = 2 * (widths["k"] + widths["v"]) / min(sizes.tensor, model.num_kv_heads)
         gathered_kv = keys * sizes.tokens * sizes.context * itemsize
-    # Gathered, the next layer's too, and the gradient before it is scattered.
-    return 3 * weights * itemsize + activations + gathered_kv
+    # Not all are gathered at once, nor all their gradients waiting to be scattered.
+    return 2 * weights * itemsize + activations + gathered_kv
 
 
 def _loss_bytes(config: RunConfig, sizes: Sizes) -> float:
-    """Head, its float32 gradient before it is scattered, and the logits of a chunk."""
+    """Head, its float32 gradient before it is scattered, hidden states and the logits of a chunk.
+
+    On a small slice each device has a part of the head instead, and all its fsdp group's tokens.
+    """
     model = config.model
-    head = model.vocab_size * model.embed_dim / sizes.tensor
+    columns = model.vocab_size / sizes.tensor
+    gathered = sizes.tokens * sizes.fsdp
+    ways = sizes.fsdp if gathered <= 2 * columns else 1
     chunk = min(config.execution.loss_chunk_size, sizes.tokens)
-    logits = chunk * model.vocab_size / sizes.tensor
     itemsize = _bytes(config.execution.compute_dtype)
-    return head * (itemsize + 4) + 2 * 4 * logits + 2 * sizes.tokens * model.embed_dim * itemsize
+    head = columns / ways * model.embed_dim * (itemsize + 4)
+    states = sizes.tokens * ways * model.embed_dim * itemsize
+    return head + states + 2 * 4 * chunk * columns
+
+
+def _update_bytes(config: RunConfig, sizes: Sizes) -> float:
+    """float32 updates, and gradients that weren't before, where moments pass through by layers."""
+    optimizer = config.optimizer
+    if not (isinstance(optimizer, AdamWConfig) and optimizer.offload_moments):
+        return 0.0
+    copies = 2 if sizes.microbatches == 1 else 1
+    return copies * 4 * param_count(config.model) / sizes.state_shards
 
 
 def _executed_flops(config: RunConfig, sizes: Sizes) -> tuple[float, float]:

@@ -7,7 +7,8 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from llama_jax.config.run import ExecutionConfig, RunConfig
+from llama_jax.config.run import DistillConfig, ExecutionConfig, RunConfig
+from llama_jax.interchange.opening import open_source
 from llama_jax.models.init import abstract_model
 from llama_jax.models.lora import split_params
 from llama_jax.objectives.objective import Objective
@@ -16,6 +17,7 @@ from llama_jax.objectives.objective import Objective
 BASE = "base"
 # The model that a run starts from, kept as it was.
 REFERENCE = "reference"
+TEACHER = "teacher"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ def abstract_networks(
 
     Raises:
       ConfigError: the mesh doesn't divide a parameter.
+      InterchangeError: a teacher's checkpoint that can't be opened.
     """
     model, adapter, stored = config.model, config.adapter, stored_as(config)
     read = dataclasses.replace(stored, param_dtype=stored.compute_dtype)
@@ -74,4 +77,9 @@ def abstract_networks(
         others[REFERENCE] = (reference, REFERENCE if adapter is None else BASE)
         if adapter is None:
             frozen[REFERENCE] = state
+    if TEACHER in objective.frozen:
+        assert isinstance(config.objective, DistillConfig)
+        architecture = open_source(config.objective.path).config
+        teacher, frozen[TEACHER] = abstract_model(architecture, read, mesh)
+        others[TEACHER] = (teacher, TEACHER)
     return Networks(graphdef, others), params, frozen

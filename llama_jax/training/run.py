@@ -24,7 +24,7 @@ from llama_jax.checkpoint.manager import Checkpoints
 from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import chip_of, find_slice
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
-from llama_jax.config.run import RunConfig
+from llama_jax.config.run import DistillConfig, RunConfig
 from llama_jax.kernels.self_check import choose_and_check
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_figures, plot_loss
@@ -52,6 +52,7 @@ from llama_jax.training.samples import write_samples
 from llama_jax.training.starting import starting_params
 from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens
 from llama_jax.training.stopping import StopRequest
+from llama_jax.training.teacher import attach_teacher, check_teacher
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
 
@@ -135,6 +136,7 @@ class _Run:
         assembly = assemble(config, self.mesh)
         self._check_attention()
         inputs = prepare_inputs(config, self.run_dir, self.say)
+        check_teacher(config, inputs.tokenizer)
         self._say_sizes(inputs)
 
         restored = self.checkpoints.restore_latest(saved_part(assembly.abstract_state))
@@ -194,13 +196,16 @@ class _Run:
     def _with_reference(
         self, assembly: Assembly, inputs: Inputs, first: TrainState | None
     ) -> Inputs:
-        """The inputs with what the model that the run starts from says of them, if that is asked.
+        """The inputs with what another model says of them, if that is asked.
 
         Args:
           first: the state at step 0; None in a run that goes on, where weights are made again if
             what they said was not stored.
         """
         config = self.config
+        folder = local_folder(self.run_dir)
+        if isinstance(config.objective, DistillConfig) and config.objective.teacher == "stored":
+            return attach_teacher(config, inputs, self.mesh, folder, self.say)
         if not needs_reference(config):
             return inputs
 
@@ -209,7 +214,6 @@ class _Run:
                 return first.params, first.frozen
             return starting_params(config, assembly, self.mesh, self.say)
 
-        folder = local_folder(self.run_dir)
         return attach_reference(
             config, inputs, Reference(assembly.networks, params), self.mesh, folder, self.say
         )

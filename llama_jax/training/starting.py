@@ -12,7 +12,8 @@ from llama_jax.models.init import make_model
 from llama_jax.models.lora import split_params
 from llama_jax.training.assembly import Assembly
 from llama_jax.training.inputs import Say
-from llama_jax.training.networks import BASE, REFERENCE, stored_as
+from llama_jax.training.networks import BASE, REFERENCE, TEACHER, stored_as
+from llama_jax.training.teacher import load_teacher
 
 
 def starting_params(
@@ -34,4 +35,6 @@ def starting_params(
         frozen[REFERENCE] = jax.tree.map(
             lambda value, like: jnp.array(value, like.dtype, copy=True), params, wanted[REFERENCE]
         )
+    if TEACHER in wanted:
+        frozen[TEACHER] = nnx.state(load_teacher(config, mesh))
     return params, frozen

@@ -164,3 +164,36 @@ def test_a_stages_step_compiles_for_a_tpu(settings):
     pytest.importorskip("libtpu")
     compiled = compile_step(config_of(*settings), find_slice("v5e-4"), 1, {})
     assert compiled.memory.peak_bytes > 0
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A student of the debug SFT run's model, the teacher held beside it, and the teacher's run."""
+    teacher = tmp_path_factory.mktemp("teacher") / "run"
+    run(teacher, "sft")
+    run_dir = tmp_path_factory.mktemp("student") / "run"
+    return run_dir, teacher, *run(run_dir, "distill", f"objective.path={teacher}")
+
+
+@pytest.mark.slow
+def test_a_student_is_drawn_to_its_teacher(taught):
+    held_out = [r["held_out"] for r in told(taught[0]) if "held_out" in r]
+    assert held_out[-1]["loss"] < held_out[0]["loss"]
+    assert {"loss", "nll", "tokens"} <= told(taught[0])[0].keys()
+
+
+@pytest.mark.slow
+def test_all_of_a_teachers_tokens_stored_give_the_losses_of_a_live_one(taught, tmp_path):
+    settings = (f"objective.path={taught[1]}", "objective.teacher=stored", "objective.top_k=272")
+    run(tmp_path, "distill", *settings)
+    for stored, live in zip(told(tmp_path), told(taught[0]), strict=True):
+        if "loss" in live:
+            assert stored["loss"] == pytest.approx(live["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_teacher_of_another_vocabulary_is_refused(taught, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size: the teacher's vocabulary has 272 row"
+    ):
+        run(tmp_path, "distill", f"objective.path={taught[1]}", "model.vocab_size=280")

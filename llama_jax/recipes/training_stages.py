@@ -84,7 +84,8 @@ def _train(run: RunConfig, context: Context, run_dir: Path) -> tuple[Path, dict[
     from llama_jax.training.run import train
 
     outcome = train(resolved(run, context.inputs), run_dir, Console(stderr=True))
-    if outcome.figures is None:
+    # Also where the signal came at the last step: whoever sent it wants the rounds to stop.
+    if outcome.figures is None or outcome.exit_code:
         raise StoppedError(run_dir, outcome.exit_code)
     figures = {name: outcome.figures[name] for name in _SHOWN if outcome.figures.get(name)}
     return run_dir / "checkpoints" / f"step_{outcome.step}", figures

@@ -278,7 +278,9 @@ class Llama(nnx.Module):
           ConfigError: a reward model.
         """
         self._check_vocab_head()
-        x_BTD, stored = settled_together(x_BTD, self._stored_head())
+        stored = self._stored_head()
+        if self.adapter is None:  # else it is frozen, and has no gradient to wait for
+            x_BTD, stored = settled_together(x_BTD, stored)
         split = self._tokens_are_less(x_BTD.shape[0] * x_BTD.shape[1])
         return x_BTD, self._gathered_head(stored, "loss_vocab" if split else "vocab")
 

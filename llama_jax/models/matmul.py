@@ -144,16 +144,16 @@ def _backward(
     if not isinstance(grad_MX, jax.Array):
         return None, None
     rows, columns = tuple(range(grad_MX.ndim - 1)), (grad_MX.ndim - 1,)
-    grad_x_MC = grad_w_CX = None
+    grad_x_MC, grad_w_CX, after_MX = None, None, grad_MX
     if saved.x.ndim:
         roles: tuple[Role, Role] = ("value", "gradient")
         grad_w_CX = _dot(saved.x, grad_MX, (rows, rows), saved.w_layout, precision, roles)
         # First this one, after which the rows that it is made of can be forgotten: at the peak of
         # an MLP's backward pass one wide tensor fewer.
-        grad_w_CX, grad_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
+        grad_w_CX, after_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
     if saved.w.ndim:
         roles = ("gradient", "value")
-        grad_x_MC = _dot(grad_MX, saved.w, (columns, (1,)), saved.x_layout, precision, roles)
+        grad_x_MC = _dot(after_MX, saved.w, (columns, (1,)), saved.x_layout, precision, roles)
     return grad_x_MC, grad_w_CX
 
 

@@ -14,11 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.models.llama import Llama
+from llama_jax.models.merging import merged
 from llama_jax.models.split_matrix import split
 
 
 def for_generation(model: Llama, mesh: Mesh, *, stacked: bool) -> Llama:
-    """The same model, cast to its compute dtype, its layers as asked for.
+    """The same model, cast to its compute dtype, its layers as asked for, adapters merged.
 
     Arrays that need no change are shared with `model`, not copied. On one CPU device, unstacked,
     vectors are views of `model`'s and projections are copied, turned to [out, in].
@@ -28,6 +29,7 @@ def for_generation(model: Llama, mesh: Mesh, *, stacked: bool) -> Llama:
       mesh: where its parameters are.
       stacked: keep the layers stacked.
     """
+    model = merged(model, mesh)
     dtype = model.execution.compute_dtype
     execution = dataclasses.replace(model.execution, param_dtype=dtype, scan_layers=stacked)
     graphdef, state = nnx.split(model)

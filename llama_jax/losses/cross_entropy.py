@@ -14,10 +14,11 @@ Letters: B batch, T length, D model width, V vocabulary; C tokens of a chunk, M 
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from llama_jax.losses.chunks import (
@@ -38,6 +39,8 @@ from llama_jax.losses.chunks import (
 )
 
 Metrics = dict[str, jax.Array]
+# Which gradients are made: of x and the weights, or of the head too.
+_Wanted = Literal["none", "tokens", "all"]
 
 
 class _Totals(NamedTuple):
@@ -50,7 +53,10 @@ class _Totals(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """Derivatives of the summed loss; float32 for the head, which sums over every token."""
+    """Derivatives of the summed loss; float32 for the head, which sums over every token.
+
+    A head whose gradient nothing asks for has a scalar.
+    """
 
     x: jax.Array
     head: jax.Array
@@ -99,32 +105,36 @@ def chunked_cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, z_loss, chunk_size):  # noqa: ANN001, ANN202
     totals, _ = _on_shards(
-        x_BTD, head_DV, targets_BT, weights_BT, z_loss, chunk_size, with_gradients=False
+        x_BTD, head_DV, targets_BT, weights_BT, z_loss, chunk_size, wanted="none"
     )
     return totals.cross_entropy + totals.z_loss, totals
 
 
-def _forward(x_BTD, head_DV, targets_BT, weights_BT, z_loss, chunk_size):  # noqa: ANN001, ANN202
+def _forward(x, head, targets, weights, z_loss, chunk_size):  # noqa: ANN001, ANN202
+    # A frozen head's gradient, a third of what the head costs, isn't made.
+    wanted = "all" if head.perturbed else "tokens"
     totals, gradients = _on_shards(
-        x_BTD, head_DV, targets_BT, weights_BT, z_loss, chunk_size, with_gradients=True
+        x.value, head.value, targets.value, weights.value, z_loss, chunk_size, wanted=wanted
     )
-    return (totals.cross_entropy + totals.z_loss, totals), (gradients, head_DV)
+    return (totals.cross_entropy + totals.z_loss, totals), (gradients, head.value)
 
 
 def _backward(z_loss, chunk_size, residuals, cotangents):  # noqa: ANN001, ANN202
     del z_loss, chunk_size
     gradients, head_DV = residuals
     scale = cotangents[0]  # the totals' cotangents are zero: they carry no gradient
+    if isinstance(scale, SymbolicZero):
+        return None, None, None, None
     x_BTD, weights_BT = gradients.x, gradients.weights
     return (
         (scale * x_BTD).astype(x_BTD.dtype),
-        (scale * gradients.head).astype(head_DV.dtype),
+        (scale * gradients.head).astype(head_DV.dtype) if gradients.head.ndim else None,
         None,
         scale * weights_BT,
     )
 
 
-_cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _on_shards(
@@ -135,22 +145,23 @@ def _on_shards(
     z_loss: float,
     chunk_size: int,
     *,
-    with_gradients: bool,
+    wanted: _Wanted,
 ) -> tuple[_Totals, _Gradients | None]:
     """`_local` on each device's part of the arrays, as their own shardings split them."""
     arrays = (x_BTD, head_DV, targets_BT, weights_BT)
-    options = {"z_loss": z_loss, "chunk_size": chunk_size, "with_gradients": with_gradients}
+    options = {"z_loss": z_loss, "chunk_size": chunk_size, "wanted": wanted}
     place = placement(x_BTD, head_DV)
     if place.mesh is None:
         return _local(*arrays, layout=place.layout, **options)
     x_spec = PartitionSpec(*place.tokens, None)
-    specs: Any = (x_spec, place.head, place.tokens)
+    head_spec = place.head if wanted == "all" else PartitionSpec()
+    gradient_specs: Any = (x_spec, head_spec, place.tokens)
     scalars: Any = [PartitionSpec()] * 4
     return jax.shard_map(
         functools.partial(_local, layout=place.layout, **options),
         mesh=place.mesh,
-        in_specs=(*specs, place.tokens),
-        out_specs=(_Totals(*scalars), _Gradients(*specs) if with_gradients else None),
+        in_specs=(x_spec, place.head, place.tokens, place.tokens),
+        out_specs=(_Totals(*scalars), None if wanted == "none" else _Gradients(*gradient_specs)),
     )(*arrays)
 
 
@@ -163,16 +174,14 @@ def _local(
     layout: Layout,
     z_loss: float,
     chunk_size: int,
-    with_gradients: bool,
+    wanted: _Wanted,
 ) -> tuple[_Totals, _Gradients | None]:
     """The tokens of one device in chunks; totals and gradients are summed over the mesh."""
     chunks = tuple(into_chunks(array, chunk_size) for array in (x_BTD, targets_BT, weights_BT))
-    chunk = functools.partial(
-        _chunk, head_DV=head_DV, layout=layout, z_loss=z_loss, with_gradients=with_gradients
-    )
-    totals, dhead_VD, per_token = _accumulate(chunk, chunks, head_DV, layout, with_gradients)
+    chunk = functools.partial(_chunk, head_DV=head_DV, layout=layout, z_loss=z_loss, wanted=wanted)
+    totals, dhead_VD, per_token = _accumulate(chunk, chunks, head_DV, layout, wanted)
     totals = jax.tree.map(lambda total: psum(total, layout.token_axes), totals)
-    if not with_gradients:
+    if wanted == "none":
         return totals, None
     dx_BTD, dweights_BT = (
         out_of_chunks(array, like.shape)
@@ -180,7 +189,8 @@ def _local(
     )
     # A replicated head's gradient is the sum over the devices that hold other tokens; a head
     # gathered for use is scattered again by the transpose of that gather.
-    return totals, _Gradients(dx_BTD, psum(dhead_VD, layout.other_token_axes).T, dweights_BT)
+    dhead_DV = jnp.zeros(()) if dhead_VD is None else psum(dhead_VD, layout.other_token_axes).T
+    return totals, _Gradients(dx_BTD, dhead_DV, dweights_BT)
 
 
 def _accumulate(
@@ -188,7 +198,7 @@ def _accumulate(
     chunks: tuple[jax.Array, ...],
     head_DV: jax.Array,
     layout: Layout,
-    with_gradients: bool,
+    wanted: _Wanted,
 ) -> tuple[_Totals, Any, Any]:
     """Runs `chunk` over the chunks: totals and head gradient summed, token gradients stacked."""
 
@@ -201,7 +211,7 @@ def _accumulate(
         return totals, dhead_VD, per_token
     zero = varying(jnp.zeros((), jnp.float32), layout.token_axes)
     dhead_VD = None
-    if with_gradients:
+    if wanted == "all":
         dhead_VD = jnp.zeros(head_DV.shape[::-1], jnp.float32)
         dhead_VD = varying(dhead_VD, layout.token_axes + layout.other_vocab_axes)
     (totals, dhead_VD), per_token = jax.lax.scan(body, (_Totals(*[zero] * 4), dhead_VD), chunks)
@@ -216,7 +226,7 @@ def _chunk(
     head_DV: jax.Array,
     layout: Layout,
     z_loss: float,
-    with_gradients: bool,
+    wanted: _Wanted,
 ) -> tuple[_Totals, jax.Array | None, tuple[jax.Array, jax.Array] | None]:
     """One chunk's totals, head gradient [V, D] and per-token gradients ([C, D] and [C])."""
     own_targets_C, own_weights_C = targets_C, weights_C
@@ -241,7 +251,7 @@ def _chunk(
         tokens=own_weights_C.sum(),
         correct=weighted(own_weights_C, (own_target_C >= own_max_C).astype(jnp.float32)),
     )
-    if not with_gradients:
+    if wanted == "none":
         return totals, None, None
 
     # d/dlogits of -log p is softmax - onehot; of z_loss * log_z^2, 2 * z_loss * log_z * softmax.
@@ -251,7 +261,9 @@ def _chunk(
     dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV, preferred_element_type=jnp.float32)
     # Made as [V, D]: XLA's CPU backend takes 1.7 times as long for [D, V], and a tied head wants
     # its gradient so anyway.
-    dhead_VD = jnp.einsum("CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
+    dhead_VD = None
+    if wanted == "all":
+        dhead_VD = jnp.einsum("CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
     # Sent in x's dtype, which is what it ends in: half the bytes.
     dx_CD = scatter(dx_CD.astype(x_CD.dtype), layout)
     return totals, dhead_VD, (dx_CD, cross_entropy_C + z_C)

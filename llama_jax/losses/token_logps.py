@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from llama_jax.losses.chunks import (
@@ -63,10 +64,18 @@ def token_logps(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _token_logps(x_BTD, head_DV, targets_BT, chunk_size):  # noqa: ANN001, ANN202
-    return _forward(x_BTD, head_DV, targets_BT, chunk_size)[0]
+    return _logps_and_saved(x_BTD, head_DV, targets_BT, chunk_size)[0]
 
 
-def _forward(x_BTD, head_DV, targets_BT, chunk_size):  # noqa: ANN001, ANN202
+def _forward(x, head, targets, chunk_size):  # noqa: ANN001, ANN202
+    # A frozen head's gradient, a third of what the head costs, isn't made. An array tells, not its
+    # absence: JAX may trace this for several sets of gradients, and remembers the last structure.
+    wanted = jnp.zeros((0,) if head.perturbed else ())
+    logps_BT, saved = _logps_and_saved(x.value, head.value, targets.value, chunk_size)
+    return logps_BT, (saved, wanted)
+
+
+def _logps_and_saved(x_BTD, head_DV, targets_BT, chunk_size):  # noqa: ANN001, ANN202
     place = placement(x_BTD, head_DV)
     run = _on_shards(
         functools.partial(_local_forward, layout=place.layout, chunk_size=chunk_size),
@@ -79,19 +88,22 @@ def _forward(x_BTD, head_DV, targets_BT, chunk_size):  # noqa: ANN001, ANN202
 
 
 def _backward(chunk_size, residuals, dlogps_BT):  # noqa: ANN001, ANN202
-    x_BTD, head_DV, *_ = residuals
+    saved, wanted = residuals
+    if isinstance(dlogps_BT, SymbolicZero):
+        return None, None, None
+    x_BTD, head_DV, *_ = saved
     place = placement(x_BTD, head_DV)
-    run = _on_shards(
-        functools.partial(_local_backward, layout=place.layout, chunk_size=chunk_size),
-        place,
-        (_X, _HEAD),
-        (_X, _HEAD, _TOKENS, _TOKENS, _TOKENS),
+    with_head = wanted.ndim > 0
+    local = functools.partial(
+        _local_backward, layout=place.layout, chunk_size=chunk_size, with_head=with_head
     )
-    dx_BTD, dhead_DV = run(*residuals, dlogps_BT)
-    return dx_BTD, dhead_DV.astype(head_DV.dtype), None
+    outputs = (_X, _HEAD) if with_head else (_X,)
+    run = _on_shards(local, place, outputs, (_X, _HEAD, _TOKENS, _TOKENS, _TOKENS))
+    dx_BTD, *dheads_DV = run(*saved, dlogps_BT)
+    return dx_BTD, dheads_DV[0].astype(head_DV.dtype) if with_head else None, None
 
 
-_token_logps.defvjp(_forward, _backward)
+_token_logps.defvjp(_forward, _backward, symbolic_zeros=True)
 
 # Kinds of array, as `_on_shards` lays them out.
 _X, _HEAD, _TOKENS = "x", "head", "tokens"
@@ -140,10 +152,11 @@ def _local_backward(
     *,
     layout: Layout,
     chunk_size: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Gradients of x, of one device's tokens, and of its columns of the head."""
+    with_head: bool,
+) -> tuple[jax.Array, ...]:
+    """Gradients of x, of one device's tokens, and where asked for of its columns of the head."""
 
-    def chunk(dhead_VD: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def chunk(dhead_VD: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         x_CD, targets_C, log_z_C, dlogps_C = (gather(y, layout) for y in inputs)
         logits_CV = _logits(x_CD, head_DV)
         hit_CV = one_hot(targets_C, logits_CV.shape[1], layout)
@@ -154,16 +167,22 @@ def _local_backward(
         x_CD = jnp.where(used_C1, x_CD, 0)
         dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV, preferred_element_type=jnp.float32)
         # Made as [V, D] for the reasons given in `cross_entropy`.
-        dhead_VD += jnp.einsum("CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
+        if with_head:
+            dhead_VD += jnp.einsum(
+                "CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32
+            )
         return dhead_VD, scatter(dx_CD.astype(x_CD.dtype), layout)
 
     chunks = tuple(
         into_chunks(array, chunk_size) for array in (x_BTD, targets_BT, log_z_BT, dlogps_BT)
     )
-    dhead_VD = jnp.zeros(head_DV.shape[::-1], jnp.float32)
-    dhead_VD = varying(dhead_VD, layout.token_axes + layout.other_vocab_axes)
+    dhead_VD = None
+    if with_head:
+        dhead_VD = jnp.zeros(head_DV.shape[::-1], jnp.float32)
+        dhead_VD = varying(dhead_VD, layout.token_axes + layout.other_vocab_axes)
     dhead_VD, dx = jax.lax.scan(chunk, dhead_VD, chunks)
-    return out_of_chunks(dx, x_BTD.shape), psum(dhead_VD, layout.other_token_axes).T
+    dx_BTD = out_of_chunks(dx, x_BTD.shape)
+    return (dx_BTD, psum(dhead_VD, layout.other_token_axes).T) if with_head else (dx_BTD,)
 
 
 def _logits(x_CD: jax.Array, head_DV: jax.Array) -> jax.Array:

@@ -3,9 +3,13 @@
 SRC is a Hugging Face or Meta folder, a GGUF file, a run's folder or checkpoint, a folder that
 this made, or hf://org/name. It is written beside DST and renamed into place.
 
+With --adapter, or where SRC is a run that trained adapters, these are merged into the weights;
+--to peft writes the adapters alone, as PEFT reads them.
+
 examples:
   llama-jax convert SmolLM2.gguf smollm2 --to hf --dtype bfloat16
   llama-jax convert runs/quickstart quickstart.gguf --to gguf
+  llama-jax convert llama-3.2-1b merged --to hf --adapter runs/lora
 """
 
 import argparse
@@ -26,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `llama-jax convert`."""
     parser.add_argument("src", metavar="SRC", help="the checkpoint to read")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder, or file of GGUF, to write")
-    parser.add_argument("--to", required=True, metavar="hf|meta|gguf|orbax", help="format of DST")
+    parser.add_argument(
+        "--to", required=True, metavar="hf|meta|gguf|orbax|peft", help="format of DST"
+    )
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="merged into SRC: a PEFT folder, a run that trained adapters, hf://org/name",
+    )
     parser.add_argument(
         "--dtype",
         metavar="NAME",
@@ -52,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.src,
             arguments.dst,
             arguments.to,
+            adapter=arguments.adapter,
             dtype=arguments.dtype,
             shard_size=None if size is None else parse_size(size),
             overwrite=arguments.overwrite,

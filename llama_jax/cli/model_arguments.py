@@ -22,6 +22,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Hugging Face or Meta folder, GGUF file, a run's folder or checkpoint, hf://org/name",
     )
     parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="merged into the model: a PEFT folder, a run that trained adapters, hf://org/name",
+    )
+    parser.add_argument(
         "--chat-format",
         metavar="NAME",
         help="llama2, codellama-70b, llama3, llama3.1, chatml, zephyr or template; "
@@ -114,6 +119,7 @@ def open_model(arguments: argparse.Namespace, *, chat: bool, batch_size: int = 1
             dtype=arguments.dtype,
             overrides=arguments.set,
             batch_size=batch_size,
+            adapter=arguments.adapter,
             progress=progress,
         )
     print(f"{session.source.path}: {describe_devices()}", file=sys.stderr)

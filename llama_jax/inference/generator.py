@@ -48,7 +48,7 @@ class Generator:
         accelerators; by default so on all but CPUs, where unrolled layers are faster.
 
     Raises:
-      ConfigError: the mesh splits sequences over its context axis.
+      ConfigError: the mesh splits sequences over its context axis; a reward model.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Generator:
                 f"{axis_size('length', mesh)}; use data, fsdp or tensor",
                 key="mesh.context",
             )
+        if model.config.head != "vocab":
+            raise ConfigError("a reward model scores text, it doesn't generate", key="model.head")
         if batch_size < 1:
             raise ConfigError(f"{batch_size} rows at once; at least 1", key="batch_size")
         on_cpu = mesh.devices.flat[0].platform == "cpu"

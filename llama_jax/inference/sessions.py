@@ -59,6 +59,7 @@ def open_session(
     dtype: DType | None = None,
     overrides: Sequence[str] = (),
     batch_size: int = 8,
+    adapter: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Session:
     """Open, check and load the model at `path`.
@@ -71,6 +72,7 @@ def open_session(
       dtype: of parameters and computation; by default that of `default_dtype`.
       overrides: `mesh.axis=size` assignments.
       batch_size: completions made at once.
+      adapter: merged into the model, as `interchange.opening.open_adapter` takes it.
       progress: told the bytes read and those in all.
 
     Raises:
@@ -81,7 +83,11 @@ def open_session(
         wrong = f"unknown chat format '{chat_format}'{nearest(chat_format, FORMATS)}"
         raise ConfigError(wrong, key="--chat-format")
     placement = from_table(Placement, apply_overrides({}, overrides), "--set")
-    source = open_source(path)
+    source = open_source(path, adapter=adapter)
+    if source.config.head != "vocab":
+        raise ConfigError(
+            "a reward model scores text, it doesn't generate", source=str(source.path)
+        )
     tokenizer = source.load_tokenizer()
     chosen = None
     if chat:

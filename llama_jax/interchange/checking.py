@@ -34,7 +34,8 @@ def check_structure(source: Source) -> None:
       InterchangeError: a tensor that is missing, too many or misshapen; a tied head that differs.
     """
     wanted, tensors = canonical_shapes(source.config), source.tensors
-    tied_head = source.config.tie_embeddings and LM_HEAD in tensors
+    config = source.config
+    tied_head = config.head == "vocab" and config.tie_embeddings and LM_HEAD in tensors
     extra = [name for name in tensors if name not in wanted and not (tied_head and name == LM_HEAD)]
     missing = [name for name in wanted if name not in tensors]
     if missing:

@@ -9,7 +9,7 @@ from llama_jax.config.loading import ConfigError, nearest
 from llama_jax.interchange.opening import HUB, recognise
 from llama_jax.interchange.tensors import DTYPES
 
-FORMATS = ("hf", "meta", "gguf", "orbax")
+FORMATS = ("hf", "meta", "gguf", "orbax", "peft")
 GGUF_DTYPES = (*DTYPES, "q8_0")
 _UNITS = {
     "": 1,
@@ -51,6 +51,8 @@ class Options:
             raise ConfigError(f"{to} files are not sharded", source="--shard-size")
         if not self.tokenizer and to == "gguf":
             raise ConfigError("a GGUF file is of no use without one", source="--no-tokenizer")
+        if not self.tokenizer and to == "peft":
+            raise ConfigError("an adapter has none", source="--no-tokenizer")
 
 
 def check_target(src: str | Path, dst: Path, to: str, options: Options) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import ModelConfig
+from llama_jax.interchange.adapters import AdaptedSource
 from llama_jax.interchange.casting import is_exact
 from llama_jax.interchange.checking import check_source
 from llama_jax.interchange.conversion_options import Options, check_target
@@ -18,9 +20,15 @@ from llama_jax.interchange.hugging_face_writing import DEFAULT_SHARD_BYTES, writ
 from llama_jax.interchange.loading import Progress
 from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.orbax import write_orbax
+from llama_jax.interchange.peft import PeftAdapter, write_peft
 from llama_jax.interchange.source import InterchangeError, Source
 from llama_jax.interchange.staging import staged
-from llama_jax.interchange.tensors import Slices, StoredTensor, canonical_shapes
+from llama_jax.interchange.tensors import (
+    DTYPES,
+    Slices,
+    StoredTensor,
+    canonical_shapes,
+)
 from llama_jax.interchange.verifying import PROMPT, Comparison, compare, prompt_ids
 from llama_jax.tokenizers import Tokenizer, TokenizerError
 
@@ -56,6 +64,7 @@ def convert(
     dst: str | Path,
     to: str,
     *,
+    adapter: str | Path | None = None,
     dtype: str | None = None,
     shard_size: int | None = None,
     overwrite: bool = False,
@@ -64,6 +73,12 @@ def convert(
     progress: Progress | None = None,
 ) -> Report:
     """Write the checkpoint at `src` as `dst` in the format `to`; options as in `Options`.
+
+    Weights with an adapter are merged, and written in the dtype of most of `src` where `dtype`
+    doesn't say; the format "peft" takes the adapter alone.
+
+    Args:
+      adapter: merged first, as `open_adapter` takes it.
 
     Raises:
       ConfigError: an option that can't be used; a `dst` that is there already.
@@ -74,27 +89,30 @@ def convert(
     options = Options(dtype, shard_size, overwrite, verify, tokenizer)
     options.check(to)
     check_target(src, Path(dst), to, options)
-    source = open_source(src)
+    source = open_source(src, adapter=adapter)
+    check_format(source, to)
     check_source(source)
-    vocabulary = _tokenizer(source) if tokenizer else None
+    vocabulary = _tokenizer(source) if tokenizer and to != "peft" else None
+    if isinstance(source, AdaptedSource) and to != "peft" and dtype is None:
+        options = dataclasses.replace(options, dtype=main_dtype(source.base))
     with staged(Path(dst)) as new:
-        write_source(_Reading(source, vocabulary, progress), new, to, options, vocabulary)
-        written = open_source(new)
-        exact = _is_exact(source, written)
+        written = _write(source, new, to, options, vocabulary, progress)
+        stored = _stored(written, to)
+        exact = _is_exact(_stored(source, to), stored)
         notes = _notes(source, written, vocabulary)
         comparison = None
         if verify:
             comparison = _verified(source, written, vocabulary, exact=exact)
         kinds: dict[str, int] = {}
-        for tensor in written.tensors.values():
+        for tensor in stored.values():
             kinds[tensor.kind] = kinds.get(tensor.kind, 0) + tensor.nbytes
     return Report(
         src=str(src),
         dst=str(dst),
         src_format=source.format,
         dst_format=to,
-        tensors=len(written.tensors),
-        parameters=sum(int(np.prod(t.shape)) for t in written.tensors.values()),
+        tensors=len(stored),
+        parameters=sum(int(np.prod(t.shape)) for t in stored.values()),
         kinds=kinds,
         exact=exact,
         seconds=time.perf_counter() - begun_s,
@@ -103,10 +121,63 @@ def convert(
     )
 
 
+def check_format(source: Source, to: str) -> None:
+    """Whether a format can hold what there is.
+
+    Raises:
+      ConfigError: a reward model as a format without one, an adapter of a source without one.
+    """
+    if source.config.head == "scalar" and to in ("meta", "gguf"):
+        raise ConfigError(f"{to} has no reward models; hf and orbax have", source="--to")
+    if to == "peft" and not isinstance(source, AdaptedSource):
+        raise ConfigError(
+            f"{source.path} has no adapter; name one as --adapter, or a run that trained one",
+            source="--to",
+        )
+
+
+def main_dtype(source: Source) -> str:
+    """The name of the dtype that most of a checkpoint's bytes are in."""
+    sizes = dict.fromkeys(DTYPES, 0)
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    for tensor in source.tensors.values():
+        sizes[names[tensor.dtype]] += tensor.nbytes
+    return max(sizes, key=lambda name: sizes[name])
+
+
+def _write(
+    source: Source,
+    new: Path,
+    to: str,
+    options: Options,
+    tokenizer: Tokenizer | None,
+    progress: Progress | None,
+) -> Source:
+    """Write it, and open what was written."""
+    if to == "peft" and isinstance(source, AdaptedSource):
+        base, head_dim = source.base, source.config.head_dim
+        write_peft(source.adapter, new, str(base.path), head_dim, dtype=options.dtype)
+        return AdaptedSource(base, PeftAdapter(new))
+    write_source(_Reading(source, tokenizer, progress), new, to, options, tokenizer)
+    return open_source(new)
+
+
+def _stored(source: Source, to: str) -> Mapping[str, StoredTensor]:
+    """The tensors that a format takes."""
+    if to == "peft" and isinstance(source, AdaptedSource):
+        return source.adapter.tensors
+    return {name: source.tensors[name] for name in canonical_shapes(source.config)}
+
+
 def write_source(
     source: Source, new: Path, to: str, options: Options, tokenizer: Tokenizer | None
 ) -> None:
-    """Write `source` at `new` in the format `to`, with what of the options has to do with that."""
+    """Write `source` at `new` in the format `to`, with what of the options has to do with that.
+
+    Raises:
+      ConfigError: as `check_format`.
+    """
+    check_format(source, to)
     dtype = options.dtype
     if to == "hf":
         shard_bytes = options.shard_size or DEFAULT_SHARD_BYTES
@@ -159,17 +230,16 @@ def _verified(
     return comparison
 
 
-def _is_exact(source: Source, written: Source) -> bool:
+def _is_exact(tensors: Mapping[str, StoredTensor], written: Mapping[str, StoredTensor]) -> bool:
     return all(
-        written.tensors[name].kind in _FLOAT_KINDS
-        and is_exact(source.tensors[name].dtype, written.tensors[name].dtype)
-        for name in canonical_shapes(source.config)
+        written[name].kind in _FLOAT_KINDS and is_exact(tensor.dtype, written[name].dtype)
+        for name, tensor in tensors.items()
     )
 
 
 def _notes(source: Source, written: Source, tokenizer: Tokenizer | None) -> tuple[str, ...]:
     """What differs and isn't a value: the new format may have no place for it."""
-    notes = _config_notes(source.config, written.config)
+    notes = [*_adapter_note(source), *_config_notes(source.config, written.config)]
     if source.chat_template is not None and written.chat_template != source.chat_template:
         kept = "changed" if written.chat_template else "left out"
         notes.append(f"the chat template was {kept}")
@@ -183,6 +253,15 @@ def _notes(source: Source, written: Source, tokenizer: Tokenizer | None) -> tupl
     elif tokenizer.vocab_size != rows:
         notes.append(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows")
     return tuple(notes)
+
+
+def _adapter_note(source: Source) -> list[str]:
+    if not isinstance(source, AdaptedSource):
+        return []
+    config = source.adapter.config
+    kind = "DoRA" if config.dora else "LoRA"
+    targets = ", ".join(config.targets)
+    return [f"{kind} adapter of rank {config.rank} on {targets}: {source.adapter.path}"]
 
 
 def _config_notes(ours: ModelConfig, theirs: ModelConfig) -> list[str]:

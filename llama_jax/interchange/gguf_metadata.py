@@ -108,6 +108,7 @@ def config_from_fields(
         sizes = {field: _whole(fields, key) for field, key in _SIZES.items()}
         return ModelConfig(
             **sizes,
+            head="vocab",
             vocab_size=_whole(fields, _VOCAB_SIZE, vocab_size),
             num_kv_heads=_whole(fields, _KV_HEADS, sizes["num_heads"]),
             head_dim=_head_dim(fields, sizes),

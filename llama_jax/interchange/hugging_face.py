@@ -2,8 +2,11 @@
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llama_jax.config.loading import nearest
 from llama_jax.config.model import ModelConfig
@@ -19,7 +22,13 @@ from llama_jax.interchange.hugging_face_names import (
 )
 from llama_jax.interchange.json_files import read_json
 from llama_jax.interchange.safetensors_reading import Entry, read_header
-from llama_jax.interchange.tensors import InterchangeError, StoredTensor, any_nan
+from llama_jax.interchange.tensors import (
+    REWARD_HEAD,
+    InterchangeError,
+    Slices,
+    StoredTensor,
+    any_nan,
+)
 from llama_jax.tokenizers import Tokenizer, load_tokenizer
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
@@ -50,7 +59,7 @@ class HuggingFaceSource:
             tensor.name: tensor
             for entry in entries.values()
             if not is_rotary_table(entry.name)
-            for tensor in (_stored(entry),)
+            for tensor in (stored_tensor(entry, from_hugging_face(entry.name)),)
         }
 
     def stored_name(self, name: str) -> str:
@@ -163,18 +172,29 @@ def _check_place(index: Path, tensor: str, name: str, places: dict[str, str]) ->
         raise InterchangeError(f"{index}: tensor {tensor} is in {name} and {places[tensor]}")
 
 
-def _stored(entry: Entry) -> StoredTensor:
-    read = entry.read
+def stored_tensor(entry: Entry, name: str | None) -> StoredTensor:
+    """A tensor of a safetensors file under a canonical name, or its own where it has none."""
+    read, shape = entry.read, entry.shape
+    if name == REWARD_HEAD and shape[:1] == (1,):
+        # A matrix with one row there, a vector here.
+        read, shape = _first_row(entry), shape[1:]
     return StoredTensor(
-        name=from_hugging_face(entry.name) or entry.name,
+        name=name or entry.name,
         stored_name=entry.name,
         file=str(entry.path),
-        shape=entry.shape,
+        shape=shape,
         dtype=entry.dtype,
         kind=entry.kind,
         read=read,
-        has_nan=functools.partial(any_nan, read, entry.shape, entry.dtype),
+        has_nan=functools.partial(any_nan, read, shape, entry.dtype),
     )
+
+
+def _first_row(entry: Entry) -> Callable[[Slices], np.ndarray]:
+    def read(part: Slices) -> np.ndarray:
+        return entry.read((slice(0, 1), *part))[0]
+
+    return read
 
 
 def open_hugging_face(folder: str | Path) -> HuggingFaceSource:

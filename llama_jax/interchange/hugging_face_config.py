@@ -12,8 +12,9 @@ from llama_jax.config.model import ModelConfig
 from llama_jax.interchange.hugging_face_rope import rope_from_table, rope_to_table
 
 MODEL_TYPE, ARCHITECTURE = "llama", "LlamaForCausalLM"
+REWARD_ARCHITECTURE = "LlamaForSequenceClassification"
 # Spelt LLaMA before the first release of transformers that had it.
-_ARCHITECTURES = frozenset({ARCHITECTURE, "LLaMAForCausalLM"})
+_ARCHITECTURES = frozenset({ARCHITECTURE, "LLaMAForCausalLM", REWARD_ARCHITECTURE})
 _SIZES = {
     "vocab_size": "vocab_size",
     "embed_dim": "hidden_size",
@@ -65,9 +66,14 @@ def from_config_json(table: Mapping[str, Any], file: str) -> ModelConfig:
 
 
 def to_config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """What transformers 4 and 5 and vLLM read; token ids are the caller's to add."""
+    """What transformers 4 and 5 and vLLM read; token ids are the caller's to add.
+
+    A reward model is a sequence classifier of one label.
+    """
+    reward = config.head == "scalar"
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if reward else {}
     return {
-        "architectures": [ARCHITECTURE],
+        "architectures": [REWARD_ARCHITECTURE if reward else ARCHITECTURE],
         "model_type": MODEL_TYPE,
         "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
@@ -76,6 +82,7 @@ def to_config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
         **{key: getattr(config, field) for field, key in _SIZES.items()},
         "num_key_value_heads": config.num_kv_heads,
         "initializer_range": config.init_std,
+        **labels,
         "max_position_embeddings": config.max_seq_len,
         "mlp_bias": config.mlp_bias,
         "pretraining_tp": 1,
@@ -101,7 +108,10 @@ _OTHER_NAMES = {
 
 
 def _check_kind(table: Mapping[str, Any]) -> None:
-    supported = f"supported is model_type '{MODEL_TYPE}' with architecture {ARCHITECTURE}"
+    supported = (
+        f"supported is model_type '{MODEL_TYPE}' with architecture {ARCHITECTURE} or "
+        f"{REWARD_ARCHITECTURE}"
+    )
     kind = table.get("model_type")
     architectures = table.get("architectures") or []
     if kind is None and not architectures:
@@ -110,6 +120,16 @@ def _check_kind(table: Mapping[str, Any]) -> None:
         raise ConfigError(f"'{kind}' is not supported; {supported}", key="model_type")
     if architectures and not _ARCHITECTURES & set(architectures):
         raise ConfigError(f"{architectures} is not supported; {supported}", key="architectures")
+    if REWARD_ARCHITECTURE in architectures and (labels := _num_labels(table)) != 1:
+        # transformers' default is 2.
+        raise ConfigError(f"{labels} labels; a reward model has one", key="num_labels")
+
+
+def _num_labels(table: Mapping[str, Any]) -> int:
+    labels = table.get("id2label")
+    if isinstance(labels, Mapping):
+        return len(labels)
+    return _whole(table, "num_labels", 2)
 
 
 def _check_neutral(table: Mapping[str, Any]) -> None:
@@ -138,6 +158,7 @@ def _model_config(table: Mapping[str, Any]) -> ModelConfig:
         attention_bias=_flag(table, "attention_bias"),
         mlp_bias=_flag(table, "mlp_bias"),
         init_std=_real(table, "initializer_range", _DEFAULT_INIT_STD),
+        head="scalar" if REWARD_ARCHITECTURE in (table.get("architectures") or []) else "vocab",
     )
 
 

@@ -2,12 +2,13 @@
 
 import re
 
-from llama_jax.interchange.tensors import EMBEDDING, FINAL_NORM, LM_HEAD
+from llama_jax.interchange.tensors import EMBEDDING, FINAL_NORM, LM_HEAD, REWARD_HEAD
 
 _ONCE = {
     EMBEDDING: "model.embed_tokens.weight",
     FINAL_NORM: "model.norm.weight",
     LM_HEAD: "lm_head.weight",
+    REWARD_HEAD: "score.weight",
 }
 _LAYER = {
     "attn_norm.scale": "input_layernorm.weight",

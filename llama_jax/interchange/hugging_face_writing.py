@@ -1,6 +1,7 @@
 """Writing a folder that transformers and vLLM load as it is."""
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,13 @@ from llama_jax.interchange.hugging_face_names import to_hugging_face
 from llama_jax.interchange.json_files import write_json
 from llama_jax.interchange.safetensors_writing import Plan, write_safetensors
 from llama_jax.interchange.source import Source
-from llama_jax.interchange.tensors import DTYPES, canonical_shapes
+from llama_jax.interchange.tensors import (
+    DTYPES,
+    REWARD_HEAD,
+    Slices,
+    StoredTensor,
+    canonical_shapes,
+)
 from llama_jax.tokenizers import Tokenizer
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
@@ -47,7 +54,7 @@ def write_hugging_face(
     """
     folder.mkdir(parents=True, exist_ok=True)
     plans = [
-        Plan(to_hugging_face(name), tensor := source.tensors[name],
+        Plan(to_hugging_face(name), tensor := as_hugging_face(source.tensors[name]),
              tensor.dtype if dtype is None else dtype_named(dtype))
         for name in canonical_shapes(source.config)
     ]  # fmt: skip
@@ -57,6 +64,17 @@ def write_hugging_face(
     config = to_config_json(source.config, _main_dtype(plans))
     write_json(folder / CONFIG_FILE, {**config, **token_ids})
     _write_weights(folder, plans, shard_bytes, source.config.head_dim)
+
+
+def as_hugging_face(tensor: StoredTensor) -> StoredTensor:
+    """The tensor in the shape that it has there: a reward head is a matrix with one row."""
+    if tensor.name != REWARD_HEAD:
+        return tensor
+
+    def read(part: Slices) -> np.ndarray:
+        return tensor.read(part[1:])[None][part[0]]
+
+    return dataclasses.replace(tensor, shape=(1, *tensor.shape), read=read)
 
 
 def write_side_files(source: Source, folder: Path, tokenizer: Tokenizer | None) -> None:

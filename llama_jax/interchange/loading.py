@@ -5,7 +5,7 @@ layers' worth of one tensor and no more. L layers.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -44,16 +44,53 @@ def load_model(
     """
     graphdef, abstract = abstract_model(source.config, execution, mesh)
     check_structure(source)
-    _check_values_together(source)
+    check_values_together(source)
+    return nnx.merge(graphdef, load_params(source, abstract, mesh, progress=progress))
+
+
+def load_params(
+    source: Source,
+    abstract: nnx.State,
+    mesh: Mesh,
+    *,
+    instead: Mapping[str, StoredTensor] | None = None,
+    progress: Progress | None = None,
+) -> nnx.State:
+    """Parameters of a checkpoint whose structure was checked, as `abstract` lays them out.
+
+    Args:
+      abstract: of all of its parameters or some.
+      instead: tensors by canonical name that are taken for the checkpoint's own.
+    """
+    instead = instead or {}
     restore = getattr(source, "restore", None)
-    if restore is not None:
-        return nnx.merge(graphdef, restore(abstract))
+    restored, read = [], []
+    for path, leaf in nnx.to_flat_state(abstract):
+        # Only what lies in one piece is exchanged: the embedding, the head.
+        by_tensor = restore is None or ".".join(map(str, path)) in instead
+        (read if by_tensor else restored).append((path, leaf))
     params = []
-    with jax.set_mesh(mesh), _Reader(source, progress) as reader:
+    if restore is not None and restored:
+        params = list(nnx.to_flat_state(restore(nnx.from_flat_state(restored))))
+    tensors = {**source.tensors, **instead}
+    read_state = load_tensors(tensors, nnx.from_flat_state(read), mesh, progress=progress)
+    return nnx.from_flat_state([*params, *nnx.to_flat_state(read_state)])
+
+
+def load_tensors(
+    tensors: Mapping[str, StoredTensor],
+    abstract: nnx.State,
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+) -> nnx.State:
+    """The parameters of `abstract` from canonical tensors, such as an adapter's."""
+    params = []
+    with jax.set_mesh(mesh), _Reader(tensors, progress) as reader:
         for path, leaf in nnx.to_flat_state(abstract):
             array = _load(reader, tuple(map(str, path)), leaf.get_value())
             params.append((path, leaf.replace(array)))
-    return nnx.merge(graphdef, nnx.from_flat_state(params))
+    return nnx.from_flat_state(params)
 
 
 def _load(reader: "_Reader", path: Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -90,9 +127,9 @@ class _Reader:
     One thread for all: what each further thread has freed would stay in its own heap.
     """
 
-    def __init__(self, source: Source, progress: Progress | None) -> None:
-        self._tensors = source.tensors
-        self._total = sum(tensor.nbytes for tensor in source.tensors.values())
+    def __init__(self, tensors: Mapping[str, StoredTensor], progress: Progress | None) -> None:
+        self._tensors = tensors
+        self._total = sum(tensor.nbytes for tensor in tensors.values())
         self._done, self._progress = 0, progress
         self._thread = ThreadPoolExecutor(1)
 
@@ -141,7 +178,7 @@ def _part(tensor: StoredTensor, layout: Layout, sharding: NamedSharding) -> jax.
     return jax.make_array_from_callback(layout.shape, sharding, shard, dtype=tensor.dtype)
 
 
-def _check_values_together(source: Source) -> None:
+def check_values_together(source: Source) -> None:
     """Each process looks at its share; all of them stop where one finds a NaN."""
     error: InterchangeError | None = None
     try:

@@ -64,6 +64,7 @@ def config_from_params(
         rows = vocab_size if stated == -1 else stated
         return ModelConfig(
             **sizes,
+            head="vocab",
             vocab_size=rows,
             num_kv_heads=_whole(params, "n_kv_heads", sizes["num_heads"]),
             head_dim=_head_dim(sizes["embed_dim"], sizes["num_heads"]),

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from llama_jax.interchange import orbax, run_checkpoint
+from llama_jax.interchange.adapters import AdaptedSource, AdapterSource
 from llama_jax.interchange.hugging_face import CONFIG_FILE, HuggingFaceSource
+from llama_jax.interchange.peft import PEFT_CONFIG_FILE, PeftAdapter
 from llama_jax.interchange.source import InterchangeError, Source
 
 HUB = "hf://"
@@ -11,22 +13,25 @@ HUB = "hf://"
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 _LOOKED_FOR = (
     "config.json (Hugging Face), params.json (Meta), *.gguf, model.toml (converted), "
-    "config.toml with checkpoints/ (a run)"
+    "config.toml with checkpoints/ (a run), adapter_config.json (PEFT)"
 )
 
 
-def open_source(path: str | Path) -> Source:
-    """The checkpoint at `path`; reads headers and configs alone.
+def open_source(path: str | Path, *, adapter: str | Path | None = None) -> Source:
+    """The checkpoint at `path`, merged with an adapter or not; reads headers and configs alone.
 
     Args:
       path: a Hugging Face folder, a Meta folder, a GGUF file or a folder with one, a folder that
         `convert --to orbax` made, a run's folder or one of its `checkpoints/step_N`, or
-        `hf://org/name[@revision]`.
+        `hf://org/name[@revision]`; also a PEFT adapter whose own config names a checkpoint here.
+      adapter: as `open_adapter` takes it.
 
     Raises:
       InterchangeError: nothing that is known lies there, or files at fault.
       ConfigError: a config that isn't a Llama's or can't be used.
     """
+    if adapter is not None:
+        return AdaptedSource(open_source(path), open_adapter(adapter))
     if str(path).startswith(HUB):
         path = _download(str(path))
     path = Path(path)
@@ -37,8 +42,27 @@ def open_source(path: str | Path) -> Source:
     return _open(kind, path)
 
 
+def open_adapter(path: str | Path) -> AdapterSource:
+    """The adapter at `path`: a PEFT folder, a run that trained one or its checkpoint, or `hf://`.
+
+    Raises:
+      InterchangeError: nothing that is known lies there, or files at fault.
+      ConfigError: an adapter that can't be used.
+    """
+    if str(path).startswith(HUB):
+        path = _download(str(path))
+    path = Path(path)
+    kind = recognise(path)
+    if kind == "run":
+        return run_checkpoint.RunAdapter(*_run_and_step(path))
+    if (path / PEFT_CONFIG_FILE).is_file():
+        return PeftAdapter(path)
+    what = "no adapter: neither adapter_config.json (PEFT) nor a run"
+    raise InterchangeError(f"{path}: {what if path.exists() else 'no such file or folder'}")
+
+
 def recognise(path: Path) -> str | None:
-    """ "hf", "meta", "gguf", "orbax" or "run" by what lies at `path`; None for none of these."""
+    """ "hf", "meta", "gguf", "orbax", "run" or "peft" by what lies at `path`; None for no such."""
     if path.is_file():
         return "gguf" if path.suffix == ".gguf" else None
     if run_checkpoint.run_of_checkpoint(path.absolute()) and (path / "state").is_dir():
@@ -52,6 +76,8 @@ def recognise(path: Path) -> str | None:
         return "hf"
     if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
         return "meta"
+    if (path / PEFT_CONFIG_FILE).is_file():
+        return "peft"
     return "gguf" if any(path.glob("*.gguf")) else None
 
 
@@ -66,9 +92,33 @@ def _open(kind: str, path: Path) -> Source:
 
         return open_meta(path)
     if kind == "run":
-        run_dir, step = run_checkpoint.run_of_checkpoint(path.absolute()) or (path, None)
-        return run_checkpoint.RunSource(run_dir, step)
+        return _open_run(path)
+    if kind == "peft":
+        return _open_peft(path)
     return orbax.OrbaxSource(path) if kind == "orbax" else HuggingFaceSource(path)
+
+
+def _run_and_step(path: Path) -> tuple[Path, int | None]:
+    return run_checkpoint.run_of_checkpoint(path.absolute()) or (path, None)
+
+
+def _open_run(path: Path) -> Source:
+    run_dir, step = _run_and_step(path)
+    about = run_checkpoint.RunCheckpoint(run_dir, step)
+    if about.run.adapter is None:
+        return run_checkpoint.RunSource(run_dir, step)
+    adapter = run_checkpoint.RunAdapter(run_dir, step)
+    return AdaptedSource(open_source(adapter.base), adapter, about=adapter)
+
+
+def _open_peft(path: Path) -> Source:
+    adapter = PeftAdapter(path)
+    if adapter.base is None or not Path(adapter.base).exists():
+        named = f" ('{adapter.base}')" if adapter.base else ""
+        raise InterchangeError(
+            f"{path}: an adapter; name its checkpoint{named} too, with the adapter as --adapter"
+        )
+    return AdaptedSource(open_source(adapter.base), adapter)
 
 
 def _only_gguf(folder: Path) -> Path:

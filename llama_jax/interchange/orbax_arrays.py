@@ -35,23 +35,32 @@ _KIND_OF = {dtype: kind for kind, dtype in KINDS.items()}
 class StackedArrays:
     """The parameters of a model in one Orbax folder, each an array with all its layers."""
 
-    def __init__(self, folder: Path, config: ModelConfig, *, prefix: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        *,
+        prefix: str = "",
+        shapes: Mapping[tuple[str, ...], Shape] | None = None,
+    ) -> None:
         """Read the folder's metadata.
 
         Args:
           prefix: before the parameters' names, where there are other arrays in the folder.
+          shapes: of the parameters that are stored, by path; by default all of the model.
 
         Raises:
           InterchangeError: it can't be read, or isn't of this model.
         """
-        self.folder, self._config = folder, config
+        self.folder = folder
+        self._shapes = param_shapes(config) if shapes is None else shapes
         self._handler = ocp.PyTreeCheckpointHandler()
         self._kept: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         stored = {key: v for key, v in self._metadata().items() if key.startswith(prefix)}
         # A train state's leaves are named by flax, whose parameters may hold a `value`.
-        suffix = ".value" if f"{prefix}embedding.value" in stored else ""
-        self._keys = {path: f"{prefix}{'.'.join(path)}{suffix}" for path in param_shapes(config)}
+        suffix = ".value" if any(key.endswith(".value") for key in stored) else ""
+        self._keys = {path: f"{prefix}{'.'.join(path)}{suffix}" for path in self._shapes}
         self._dtypes = self._checked(stored)
 
     def tensors(self) -> dict[str, StoredTensor]:
@@ -96,7 +105,7 @@ class StackedArrays:
 
     def _checked(self, stored: Mapping[str, Any]) -> dict[str, np.dtype]:
         dtypes = {}
-        for path, shape in param_shapes(self._config).items():
+        for path, shape in self._shapes.items():
             key = self._keys[path]
             if key not in stored:
                 raise InterchangeError(
@@ -115,7 +124,7 @@ class StackedArrays:
         return dtypes
 
     def _tensors(self) -> Iterator[StoredTensor]:
-        for path, shape in param_shapes(self._config).items():
+        for path, shape in self._shapes.items():
             key = self._keys[path]
             make = functools.partial(self._tensor, path, key)
             if path[0] != "layers":

@@ -1,15 +1,24 @@
-"""A training run's own checkpoint as a source: its parameters alone, never the moments."""
+"""A training run's own checkpoint as a source: its parameters alone, never the moments.
+
+A run that trained adapters has only these: its source is the checkpoint that it started from, with
+them merged into it.
+"""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from flax import nnx
 
 from llama_jax.config.files import load_run_config
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
+from llama_jax.config.run import RunConfig
 from llama_jax.interchange.generation_defaults import GenerationDefaults
 from llama_jax.interchange.orbax_arrays import StackedArrays
-from llama_jax.interchange.tensors import InterchangeError
+from llama_jax.interchange.tensors import InterchangeError, Shape
+from llama_jax.models.accounting import param_shapes
+from llama_jax.models.lora import trainable_paths
 from llama_jax.tokenizers import Tokenizer, load_tokenizer
 
 # As training/run.py names them.
@@ -17,8 +26,8 @@ CONFIG_FILE, CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "config.toml", "checkpoints"
 _STEP = re.compile(r"step_(\d+)")
 
 
-class RunSource:
-    """A `Source` over one checkpoint of a run."""
+class RunCheckpoint:
+    """One checkpoint of a run, and what lies beside it: what a source says but for its weights."""
 
     format = "run"
     chat_template = None
@@ -28,20 +37,26 @@ class RunSource:
 
         Raises:
           ConfigError: a wrong `config.toml`.
-          InterchangeError: no such checkpoint, or one that can't be read.
+          InterchangeError: no such checkpoint.
         """
         self.run_dir = run_dir.absolute()
-        run = load_run_config(str(run_dir / CONFIG_FILE))
-        self.config: ModelConfig = run.model
+        self.run: RunConfig = load_run_config(str(run_dir / CONFIG_FILE))
         self.step = _chosen(run_dir, step)
         self.path = run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}"
-        self._arrays = StackedArrays(
+
+    def arrays(self, shapes: Mapping[tuple[str, ...], Shape]) -> StackedArrays:
+        """Its parameters of these shapes, by path.
+
+        Raises:
+          InterchangeError: arrays that can't be read, or are others.
+        """
+        return StackedArrays(
             self.run_dir / CHECKPOINTS_FOLDER / f"step_{self.step}" / "state",
-            self.config,
+            self.run.model,
             # What the run is judged by; its `params` are for going on.
-            prefix="params." if run.training.ema_decay is None else "averaged.",
+            prefix="params." if self.run.training.ema_decay is None else "averaged.",
+            shapes=shapes,
         )
-        self.tensors = self._arrays.tensors()
 
     @property
     def generation(self) -> GenerationDefaults:
@@ -53,17 +68,65 @@ class RunSource:
             pad_id=tokenizer.pad_id,
         )
 
-    def stored_name(self, name: str) -> str:
-        """The canonical one."""
-        return name
-
     def load_tokenizer(self) -> Tokenizer:
         """That of the run."""
         return load_tokenizer(self.run_dir / TOKENIZER_FOLDER)
 
+
+class RunSource(RunCheckpoint):
+    """A `Source` over one checkpoint of a run that trained all of a model."""
+
+    def __init__(self, run_dir: Path, step: int | None = None) -> None:
+        """Open the checkpoint of `step`, by default the newest.
+
+        Raises:
+          ConfigError: a wrong `config.toml`.
+          InterchangeError: no such checkpoint, or one that can't be read.
+        """
+        super().__init__(run_dir, step)
+        self.config: ModelConfig = self.run.model
+        self._arrays = self.arrays(param_shapes(self.config))
+        self.tensors = self._arrays.tensors()
+
+    def stored_name(self, name: str) -> str:
+        """The canonical one."""
+        return name
+
     def restore(self, abstract: nnx.State) -> nnx.State:
         """All parameters at once, straight into their shards."""
         return self._arrays.restore(abstract)
+
+
+class RunAdapter(RunCheckpoint):
+    """An `AdapterSource` over one checkpoint of a run that trained adapters.
+
+    Attributes:
+      base: the checkpoint that the run started from.
+    """
+
+    partial = False
+
+    def __init__(self, run_dir: Path, step: int | None = None) -> None:
+        """Open the checkpoint of `step`, by default the newest.
+
+        Raises:
+          ConfigError: a wrong `config.toml`.
+          InterchangeError: no such checkpoint, one that can't be read, or a run that has nothing
+            but adapters.
+        """
+        super().__init__(run_dir, step)
+        if self.run.adapter is None:
+            raise InterchangeError(f"{run_dir}: a run that trained no adapter")
+        if self.run.init is None:
+            raise InterchangeError(
+                f"{run_dir}: adapters of weights that were drawn, not loaded ([init]), and aren't "
+                "kept"
+            )
+        self.config: AdapterConfig = self.run.adapter
+        self.base = self.run.init.path
+        shapes = param_shapes(self.run.model, self.config)
+        trained = self.arrays({path: shapes[path] for path in trainable_paths(shapes)})
+        self.tensors = trained.tensors()
 
 
 def steps(run_dir: Path) -> list[int]:

@@ -5,10 +5,12 @@ model itself keeps its parameters. V vocabulary, D width, N query heads, K key-v
 dim, F MLP width.
 
 embedding, lm_head            [V, D]; no lm_head where it is the embedding
+reward_head                   [D], a reward model's instead of lm_head
 final_norm.scale              [D]
 layers.{i}.*_norm.scale       [D], attn_norm and mlp_norm
 layers.{i}.attention.*_proj   q [N H, D], k and v [K H, D], o [D, N H], and *_bias [out]
 layers.{i}.mlp.*_proj         gate and up [F, D], down [D, F], and *_bias [out]
+layers.{i}.*_proj_lora_a      [U, in], an adapter of rank U; *_lora_b [out, U], *_dora_scale [out]
 """
 
 import dataclasses
@@ -20,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from llama_jax.config.model import ModelConfig
+from llama_jax.config.post_training import AdapterConfig
 
 
 class InterchangeError(ValueError):
@@ -33,6 +36,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Dtypes that parameters are stored and written in, by the names that options and configs use.
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": BFLOAT16, "float16": np.dtype(np.float16)}
 EMBEDDING, LM_HEAD, FINAL_NORM = "embedding", "lm_head", "final_norm.scale"
+REWARD_HEAD = "reward_head"
 # Bytes of one piece where a tensor is gone through piece by piece.
 PIECE_BYTES = 64 * 2**20
 # The same where values are only looked at: what fits the caches is gone through faster.
@@ -77,8 +81,10 @@ class StoredTensor:
 
 
 @functools.lru_cache(maxsize=64)
-def canonical_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Every canonical name of a model with its shape, in the order of the network.
+def canonical_shapes(config: ModelConfig, adapter: AdapterConfig | None = None) -> dict[str, Shape]:
+    """Every canonical name of a model, or of one with an adapter, with its shape.
+
+    In the order of the network.
 
     From the model's own parameters, so that a new one can't be forgotten by a format. Treat it
     as read-only.
@@ -87,7 +93,7 @@ def canonical_shapes(config: ModelConfig) -> dict[str, Shape]:
     from llama_jax.models.accounting import param_shapes
 
     once, layered = {}, {}
-    for path, shape in param_shapes(config).items():
+    for path, shape in param_shapes(config, adapter).items():
         if path[0] == "layers":
             layered[path[1:]] = canonical_shape(path, shape[1:])
         else:
@@ -113,9 +119,11 @@ def canonical_shape(path: tuple[str, ...], shape: Shape) -> Shape:
 
 def input_dims(path: tuple[str, ...]) -> int:
     """How many leading dims of a parameter are its inputs: two of o_proj, none of a vector."""
-    if path[-1] == "o_proj":
+    # The first factor of an adapter has its projection's inputs, the second the rank alone.
+    name = path[-1].removesuffix("_lora_a")
+    if name == "o_proj":
         return 2
-    return 1 if path[-1].endswith("_proj") or path[-1] == LM_HEAD else 0
+    return 1 if name.endswith(("_proj", "_lora_b")) or name == LM_HEAD else 0
 
 
 def head_rows(name: str) -> bool:

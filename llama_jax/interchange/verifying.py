@@ -78,7 +78,7 @@ def prompt_ids(tokenizer: Tokenizer | None, vocab_size: int, max_seq_len: int) -
 
 
 def prompt_logits(source: Source, ids: list[int]) -> np.ndarray:
-    """float32 [T, V] of one row of tokens."""
+    """float32 [T, V] of one row of tokens; of a reward model its rewards, [T, 1]."""
     all_16_bit = all(tensor.dtype == BFLOAT16 for tensor in source.tensors.values())
     # Values that are bfloat16 anyway are kept so, and widened at use: half the memory.
     execution = ExecutionConfig(
@@ -88,7 +88,7 @@ def prompt_logits(source: Source, ids: list[int]) -> np.ndarray:
     with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
         graphdef, params = nnx.split(load_model(source, execution, mesh))
         tokens_BT = jnp.asarray(ids, jnp.int32)[None]
-        return np.asarray(_logits(graphdef, params, tokens_BT))[0]
+        return np.asarray(_logits(graphdef, params, tokens_BT))[0].reshape(len(ids), -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

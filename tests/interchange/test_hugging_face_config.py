@@ -107,7 +107,8 @@ def test_both_rope_blocks_are_accepted_where_they_agree():
         ({"model_type": "mistral"}, "model_type: 'mistral' is not supported; supported is model_t"),
         ({"model_type": "qwen2"}, "'qwen2' is not supported; supported is model_type 'llama'"),
         ({"model_type": "absent", "architectures": []}, "model_type: missing key; supported is"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures: ['LlamaForSeq"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "architectures: ['LlamaForTok"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "num_labels: 2 labels; a reward"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu': only 'silu' or 'swish' is supported"),
         ({"sliding_window": 4096}, "sliding_window: 4096: it is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: an object: it is not supp"),
@@ -171,7 +172,7 @@ def test_every_field_of_a_model_is_written():
         "vocab_size": 65, "embed_dim": 40, "num_layers": 3, "num_heads": 16, "num_kv_heads": 4,
         "head_dim": 6, "mlp_dim": 50, "max_seq_len": 99, "norm_eps": 3e-5,
         "rope": RopeConfig(123.0), "tie_embeddings": True, "attention_bias": True,
-        "mlp_bias": True, "init_std": 0.05,
+        "mlp_bias": True, "init_std": 0.05, "head": "scalar",
     }  # fmt: skip
     assert set(changed) == {field.name for field in dataclasses.fields(PLAIN)}
     for name, value in changed.items():

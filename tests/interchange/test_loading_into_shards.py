@@ -169,7 +169,7 @@ def test_of_several_processes_all_stop_where_one_finds_a_nan(monkeypatch):
     flags = np.array([False, True])
     monkeypatch.setattr(loading.multihost_utils, "process_allgather", lambda flag: flags)
     with pytest.raises(InterchangeError, match="arrays: process 1 found a NaN in its share"):
-        loading._check_values_together(source)
+        loading.check_values_together(source)
 
 
 def test_processes_share_out_the_search_for_nans():

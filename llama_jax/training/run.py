@@ -142,7 +142,9 @@ class _Run:
         restored = self.checkpoints.restore_latest(saved_part(assembly.abstract_state))
         if restored is None:
             step, position = 0, None
-            params, frozen = starting_params(config, assembly, self.mesh, self.say)
+            params, frozen = starting_params(
+                config, assembly, inputs.tokenizer, self.mesh, self.say
+            )
             key = jax.random.key(config.seed)
             average = config.training.ema_decay is not None
             state = init_state(params, assembly.optimizer, key, frozen, average=average)
@@ -150,7 +152,7 @@ class _Run:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
             if assembly.abstract_state.frozen:
-                _, frozen = starting_params(config, assembly, self.mesh, self.say)
+                _, frozen = starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
                 state = dataclasses.replace(state, frozen=frozen)
         if self.profile is not None:
             self.profile.check(config.training.steps, step)
@@ -212,7 +214,7 @@ class _Run:
         def params() -> Any:
             if first is not None:
                 return first.params, first.frozen
-            return starting_params(config, assembly, self.mesh, self.say)
+            return starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
 
         return attach_reference(
             config, inputs, Reference(assembly.networks, params), self.mesh, folder, self.say

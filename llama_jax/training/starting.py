@@ -8,8 +8,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from llama_jax.config.run import RunConfig
+from llama_jax.interchange.opening import open_source
+from llama_jax.interchange.starting import load_params_into
 from llama_jax.models.init import make_model
+from llama_jax.models.llama import Llama
 from llama_jax.models.lora import split_params
+from llama_jax.tokenizers import Tokenizer
 from llama_jax.training.assembly import Assembly
 from llama_jax.training.inputs import Say
 from llama_jax.training.networks import BASE, REFERENCE, TEACHER, stored_as
@@ -17,15 +21,14 @@ from llama_jax.training.teacher import load_teacher
 
 
 def starting_params(
-    config: RunConfig, assembly: Assembly, mesh: Mesh, say: Say
+    config: RunConfig, assembly: Assembly, tokenizer: Tokenizer, mesh: Mesh, say: Say
 ) -> tuple[nnx.State, dict[str, nnx.State]]:
     """What a step changes at step 0, and `TrainState.frozen`.
 
     Raises:
       ConfigError, InterchangeError: a checkpoint that can't be used, one line.
     """
-    stored = stored_as(config)
-    params = nnx.state(make_model(config.model, stored, mesh, config.seed, config.adapter))
+    params = nnx.state(_starting_model(config, tokenizer, mesh, say))
     frozen: dict[str, Any] = {}
     wanted = assembly.abstract_state.frozen
     if BASE in wanted:
@@ -38,3 +41,23 @@ def starting_params(
     if TEACHER in wanted:
         frozen[TEACHER] = nnx.state(load_teacher(config, mesh))
     return params, frozen
+
+
+def _starting_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, say: Say) -> Llama:
+    execution = stored_as(config)
+    if config.init is None:
+        return make_model(config.model, execution, mesh, config.seed, config.adapter)
+    start = load_params_into(
+        open_source(config.init.path),
+        config.model,
+        execution,
+        mesh,
+        adapter=config.adapter,
+        seed=config.seed,
+        tokenizer=tokenizer,
+        special_rows=config.init.special_rows,
+    )
+    say(f"starting from {config.init.path}")
+    for note in start.notes:
+        say(note)
+    return start.model

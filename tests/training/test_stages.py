@@ -4,7 +4,9 @@ import io
 import math
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from rich.console import Console
 
 from llama_jax.config.files import load_run_config
@@ -173,6 +175,29 @@ def taught(tmp_path_factory):
     run(teacher, "sft")
     run_dir = tmp_path_factory.mktemp("student") / "run"
     return run_dir, teacher, *run(run_dir, "distill", f"objective.path={teacher}")
+
+
+@pytest.mark.slow
+def test_a_stage_starts_from_another_stages_model(taught, tmp_path):
+    _, text = run(tmp_path, "reward", f"init.path={taught[1]}")
+    assert f"starting from {taught[1]}" in text
+    assert "the reward head is new" in text
+
+
+@pytest.mark.slow
+def test_under_adapters_the_base_is_the_reference_and_stays_as_it_was(taught, tmp_path):
+    settings = (f"init.path={taught[1]}", "adapter.rank=4", "objective.reference=live")
+    _, text = run(tmp_path, "dpo", *settings, "mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")
+    assert "LoRA adapters of rank 4" in text
+    first = told(tmp_path)[0]
+    assert first["loss"] == pytest.approx(math.log(2) + 0.2 * first["nll"], abs=1e-6)
+    assert (tmp_path / "samples_before.txt").exists()
+    # A checkpoint holds what was trained, not what it was trained beside.
+    folder = tmp_path / "checkpoints" / "step_4" / "state"
+    names = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
+    params = [name for name in names if name.startswith("params.")]
+    assert params
+    assert all("_lora_" in name for name in params)
 
 
 @pytest.mark.slow

@@ -1,0 +1,136 @@
+"""A run that trained adapters, as a checkpoint of its own and as an adapter."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from in_memory import CONFIG, logits, random_source
+
+from llama_jax.checkpoint.manager import Checkpoints
+from llama_jax.cli.main import main
+from llama_jax.config.files import load_run_config
+from llama_jax.config.loading import to_table, to_toml
+from llama_jax.config.post_training import AdapterConfig, InitConfig
+from llama_jax.config.run import ExecutionConfig, MeshConfig
+from llama_jax.interchange.adapters import AdaptedSource
+from llama_jax.interchange.converting import convert
+from llama_jax.interchange.hugging_face_writing import write_hugging_face
+from llama_jax.interchange.opening import open_adapter, open_source
+from llama_jax.interchange.starting import load_params_into
+from llama_jax.interchange.tensors import InterchangeError
+from llama_jax.models.lora import split_params
+from llama_jax.optim.optimizer import make_optimizer
+from llama_jax.optim.schedule import make_schedule
+from llama_jax.sharding.mesh import make_mesh
+from llama_jax.tokenizers.byte import ByteTokenizer
+from llama_jax.training.state import init_state
+
+F32 = ExecutionConfig(compute_dtype="float32")
+DORA = AdapterConfig(rank=2, alpha=3.0, dora=True)
+IDS = np.random.default_rng(2).integers(0, 288, 8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folders of a base and of a reward-model run with DoRA on it, and the trained model."""
+    base, folder = (tmp_path_factory.mktemp(name) for name in ("base", "run"))
+    write_hugging_face(random_source(), base, tokenizer=ByteTokenizer())
+    model = dataclasses.replace(CONFIG, head="scalar")
+    stage = load_run_config("reward")
+    data = dataclasses.replace(stage.data, seq_len=64)
+    start = InitConfig(path=str(base))
+    config = dataclasses.replace(stage, model=model, data=data, adapter=DORA, init=start)
+    (folder / "config.toml").write_text(to_toml(to_table(config)))
+    ByteTokenizer().save(folder / "tokenizer")
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    trained = load_params_into(open_source(base), model, F32, mesh, adapter=DORA).model
+    params, frozen = split_params(nnx.state(trained))
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x + 0.2 * random.standard_normal(x.shape).astype(x.dtype), params
+    )
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, 10))
+    with Checkpoints(folder / "checkpoints", config.checkpoint) as checkpoints, jax.set_mesh(mesh):
+        state = init_state(params, optimizer, jax.random.key(0), {"base": frozen})
+        checkpoints.save(4, dataclasses.replace(state, frozen={}), {})
+    arrays = {
+        ".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(params)
+    }
+    return base, folder, arrays
+
+
+def test_its_checkpoint_is_its_base_with_its_adapters_merged(run):
+    _, folder, trained = run
+    source = open_source(folder)
+    assert (source.format, source.config.head) == ("run", "scalar")
+    assert source.path == folder / "checkpoints" / "step_4"
+    assert source.load_tokenizer().vocab_size == 272
+    assert source.generation.bos_id == 256
+    up, a, b, scale = (
+        f"layers.mlp.up_proj{end}" for end in ("", "_lora_a", "_lora_b", "_dora_scale")
+    )
+    w = random_source().arrays["layers.1.mlp.up_proj"].T + 1.5 * trained[a][1] @ trained[b][1]
+    w *= trained[scale][1] / np.sqrt((w**2).sum(0))
+    found = source.tensors["layers.1.mlp.up_proj"].read_all()
+    np.testing.assert_allclose(found, w.T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(source.tensors["reward_head"].read_all(), trained["reward_head"])
+    assert up not in trained
+    assert "lm_head" not in source.tensors
+
+
+def test_its_adapter_stands_alone_too_and_goes_to_peft_and_back(run, tmp_path):
+    base, folder, _ = run
+    adapter = open_adapter(folder)
+    assert (adapter.config, adapter.partial) == (DORA, False)
+    assert len(adapter.tensors) == 2 * 7 * 3 + 1
+    wanted_T = logits(open_source(folder), IDS)
+    report = convert(folder, tmp_path / "peft", "peft")
+    assert report.exact
+    assert report.comparison.max_difference == 0
+    table = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (table["base_model_name_or_path"], table["task_type"]) == (str(base), "SEQ_CLS")
+    for again in (open_source(tmp_path / "peft"), open_source(base, adapter=tmp_path / "peft")):
+        np.testing.assert_array_equal(logits(again, IDS), wanted_T)
+    assert isinstance(open_source(base, adapter=folder), AdaptedSource)
+
+
+def test_a_run_with_nothing_but_adapters_or_without_any_is_told(run, tmp_path):
+    _, folder, _ = run
+    text = (folder / "config.toml").read_text()
+    (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
+    drawn = to_toml({k: v for k, v in _table(text).items() if k != "init"})
+    (tmp_path / "config.toml").write_text(drawn)
+    with pytest.raises(InterchangeError, match=r"adapters of weights that were drawn, not loaded"):
+        open_source(tmp_path)
+    (tmp_path / "config.toml").write_text(
+        to_toml({k: v for k, v in _table(text).items() if k not in ("init", "adapter")})
+    )
+    with pytest.raises(InterchangeError, match="a run that trained no adapter"):
+        open_adapter(tmp_path)
+
+
+def _table(text):
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def test_generate_takes_an_adapter_by_its_option(tmp_path, capsys):
+    from test_peft import random_adapter, write_peft
+
+    write_hugging_face(random_source(), tmp_path / "base", tokenizer=ByteTokenizer())
+    write_peft(random_adapter(), tmp_path / "adapter", "elsewhere", CONFIG.head_dim)
+    convert(tmp_path / "base", tmp_path / "whole", "hf", adapter=tmp_path / "adapter", verify=False)
+
+    def generated(*model):
+        arguments = ["--prompt", "ab", "--max-new-tokens", "6", "--temperature", "0", "--json"]
+        assert main(["generate", *map(str, model), *arguments]) == 0
+        return json.loads(capsys.readouterr().out)["ids"]
+
+    plain = generated("--model", tmp_path / "base")
+    adapted = generated("--model", tmp_path / "base", "--adapter", tmp_path / "adapter")
+    assert adapted == generated("--model", tmp_path / "whole")
+    assert adapted != plain

@@ -196,8 +196,10 @@ def _layer_bytes(config: RunConfig, sizes: Sizes) -> float:
     if sizes.context > 1:
         keys = 2 * (widths["k"] + widths["v"]) / min(sizes.tensor, model.num_kv_heads)
         gathered_kv = keys * sizes.tokens * sizes.context * itemsize
-    # Not all are gathered at once, nor all their gradients waiting to be scattered.
-    return 2 * weights * itemsize + activations + gathered_kv
+    # Not all are gathered at once, nor all their gradients waiting to be scattered. Some programs
+    # still hold the head's whole gradient then, some don't.
+    head = 0.0 if _head_is_split(config, sizes) else 0.2 * 4 * model.vocab_size * model.embed_dim
+    return 2 * weights * itemsize + activations + gathered_kv + head / sizes.tensor
 
 
 def _loss_bytes(config: RunConfig, sizes: Sizes) -> float:
@@ -207,13 +209,17 @@ def _loss_bytes(config: RunConfig, sizes: Sizes) -> float:
     """
     model = config.model
     columns = model.vocab_size / sizes.tensor
-    gathered = sizes.tokens * sizes.fsdp
-    ways = sizes.fsdp if gathered <= 2 * columns else 1
+    ways = sizes.fsdp if _head_is_split(config, sizes) else 1
     chunk = min(config.execution.loss_chunk_size, sizes.tokens)
     itemsize = _bytes(config.execution.compute_dtype)
     head = columns / ways * model.embed_dim * (itemsize + 4)
     states = sizes.tokens * ways * model.embed_dim * itemsize
     return head + states + 2 * 4 * chunk * columns
+
+
+def _head_is_split(config: RunConfig, sizes: Sizes) -> bool:
+    """Whether a loss gathers tokens over fsdp instead of the head; as `Llama.for_loss` decides."""
+    return sizes.tokens * sizes.fsdp <= 2 * config.model.vocab_size / sizes.tensor
 
 
 def _update_bytes(config: RunConfig, sizes: Sizes) -> float:

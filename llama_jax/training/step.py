@@ -99,14 +99,15 @@ def make_train_step(
         factor = share * _clip_factor(grad_norm, config.clip_norm)
         scaled = jax.tree.map(lambda grad: _row_major(grad).astype(jnp.float32) * factor, grads)
         params, opt_state = _update(optimizer, state, scaled, updated)
+        taken = state.step + 1
         params = _where(updated, params, state.params)
         averaged = state.averaged
         if config.ema_decay is not None:
-            count = state.step - state.skipped_steps + 1
-            averaged = _averaged(averaged, params, config.ema_decay, count, updated)
+            number = taken - state.skipped_steps
+            averaged = _averaged(averaged, params, config.ema_decay, number, updated)
         new_state = dataclasses.replace(
             state,
-            step=state.step + 1,
+            step=taken,
             params=params,
             averaged=averaged,
             opt_state=_where(updated, opt_state, state.opt_state),

@@ -7,11 +7,14 @@ passed twice a chunk: its tokens are gathered over them, and gradients of x are 
 Letters: B batch, T length, D model width, V vocabulary; C tokens of a chunk, M chunks.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
+
+# Which gradients are made: of the tokens' arrays, or of the head too.
+Wanted = Literal["none", "tokens", "all"]
 
 
 class Layout(NamedTuple):

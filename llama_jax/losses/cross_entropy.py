@@ -14,7 +14,7 @@ Letters: B batch, T length, D model width, V vocabulary; C tokens of a chunk, M 
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from llama_jax.losses.chunks import (
     Layout,
+    Wanted,
     gather,
     into_chunks,
     lay_out_head,
@@ -39,8 +40,6 @@ from llama_jax.losses.chunks import (
 )
 
 Metrics = dict[str, jax.Array]
-# Which gradients are made: of x and the weights, or of the head too.
-_Wanted = Literal["none", "tokens", "all"]
 
 
 class _Totals(NamedTuple):
@@ -145,7 +144,7 @@ def _on_shards(
     z_loss: float,
     chunk_size: int,
     *,
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> tuple[_Totals, _Gradients | None]:
     """`_local` on each device's part of the arrays, as their own shardings split them."""
     arrays = (x_BTD, head_DV, targets_BT, weights_BT)
@@ -174,7 +173,7 @@ def _local(
     layout: Layout,
     z_loss: float,
     chunk_size: int,
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> tuple[_Totals, _Gradients | None]:
     """The tokens of one device in chunks; totals and gradients are summed over the mesh."""
     chunks = tuple(into_chunks(array, chunk_size) for array in (x_BTD, targets_BT, weights_BT))
@@ -198,7 +197,7 @@ def _accumulate(
     chunks: tuple[jax.Array, ...],
     head_DV: jax.Array,
     layout: Layout,
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> tuple[_Totals, Any, Any]:
     """Runs `chunk` over the chunks: totals and head gradient summed, token gradients stacked."""
 
@@ -226,7 +225,7 @@ def _chunk(
     head_DV: jax.Array,
     layout: Layout,
     z_loss: float,
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> tuple[_Totals, jax.Array | None, tuple[jax.Array, jax.Array] | None]:
     """One chunk's totals, head gradient [V, D] and per-token gradients ([C, D] and [C])."""
     own_targets_C, own_weights_C = targets_C, weights_C

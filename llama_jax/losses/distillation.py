@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
 from llama_jax.losses.chunks import (
     Layout,
     Placement,
+    Wanted,
     gather,
     into_chunks,
     lay_out_head,
@@ -120,29 +122,34 @@ def distillation_loss(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _distill(x_BTD, head_DV, tokens, teacher_head, matching, chunk_size):  # noqa: ANN001, ANN202
     run = functools.partial(_on_shards, matching=matching, chunk_size=chunk_size)
-    totals, _ = run(x_BTD, head_DV, tokens, teacher_head, with_gradients=False)
+    totals, _ = run(x_BTD, head_DV, tokens, teacher_head, wanted="none")
     return totals.loss, totals._asdict()
 
 
-def _forward(x_BTD, head_DV, tokens, teacher_head, matching, chunk_size):  # noqa: ANN001, ANN202
+def _forward(x, head, tokens, teacher_head, matching, chunk_size):  # noqa: ANN001, ANN202
     run = functools.partial(_on_shards, matching=matching, chunk_size=chunk_size)
-    totals, gradients = run(x_BTD, head_DV, tokens, teacher_head, with_gradients=True)
-    return (totals.loss, totals._asdict()), (gradients, head_DV)
+    # A frozen head's gradient isn't made.
+    wanted = "all" if head.perturbed else "tokens"
+    arrays = jax.tree.map(lambda array: array.value, (x, head, tokens, teacher_head))
+    totals, gradients = run(*arrays, wanted=wanted)
+    return (totals.loss, totals._asdict()), (gradients, head.value)
 
 
 def _backward(matching, chunk_size, residuals, cotangents):  # noqa: ANN001, ANN202
     del matching, chunk_size
     (dx_BTD, dhead_DV), head_DV = residuals
     scale = cotangents[0]  # the totals' cotangents are zero: they carry no gradient
+    if isinstance(scale, SymbolicZero):
+        return None, None, None, None
     return (
         (scale * dx_BTD).astype(dx_BTD.dtype),
-        (scale * dhead_DV).astype(head_DV.dtype),
+        (scale * dhead_DV).astype(head_DV.dtype) if dhead_DV.ndim else None,
         None,
         None,
     )
 
 
-_distill.defvjp(_forward, _backward)
+_distill.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _on_shards(
@@ -153,7 +160,7 @@ def _on_shards(
     *,
     matching: Matching,
     chunk_size: int,
-    with_gradients: bool,
+    wanted: Wanted,
 ) -> tuple[_Totals, Any]:
     """`_local` on each device's part of the arrays, as their own shardings split them."""
     place = placement(x_BTD, head_DV)
@@ -162,7 +169,7 @@ def _on_shards(
         layout=place.layout,
         matching=matching,
         chunk_size=chunk_size,
-        with_gradients=with_gradients,
+        wanted=wanted,
     )
     arrays = (x_BTD, head_DV, tokens, teacher_head)
     if place.mesh is None:
@@ -170,11 +177,12 @@ def _on_shards(
     x_spec = _tokens_spec(place, x_BTD)
     token_specs = jax.tree.map(functools.partial(_tokens_spec, place), tokens)
     scalars: Any = [PartitionSpec()] * 3
+    gradient_specs = (x_spec, place.head if wanted == "all" else PartitionSpec())
     return jax.shard_map(
         local,
         mesh=place.mesh,
         in_specs=(x_spec, place.head, token_specs, None if teacher_head is None else place.head),
-        out_specs=(_Totals(*scalars), (x_spec, place.head) if with_gradients else None),
+        out_specs=(_Totals(*scalars), None if wanted == "none" else gradient_specs),
     )(*arrays)
 
 
@@ -187,33 +195,40 @@ def _local(
     layout: Layout,
     matching: Matching,
     chunk_size: int,
-    with_gradients: bool,
+    wanted: Wanted,
 ) -> tuple[_Totals, tuple[jax.Array, jax.Array] | None]:
-    """The tokens of one device in chunks; totals and gradients are summed over the mesh."""
+    """The tokens of one device in chunks; totals and gradients are summed over the mesh.
+
+    A head whose gradient isn't wanted has a scalar.
+    """
 
     def body(carry: Any, inputs: tuple[jax.Array, _Tokens]) -> tuple[Any, Any]:
         totals, dlogits_CV, x_CD = _chunk(*inputs, head_DV, teacher_head, layout, matching)
         sums, dhead_VD = carry
         sums = jax.tree.map(jnp.add, sums, totals)
-        if dhead_VD is None:
+        if wanted == "none":
             return (sums, None), None
         dx_CD = jnp.einsum("CV,DV->CD", dlogits_CV, head_DV, preferred_element_type=jnp.float32)
         # Made as [V, D] for the reasons given in `cross_entropy`.
-        dhead_VD += jnp.einsum("CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32)
+        if wanted == "all":
+            dhead_VD += jnp.einsum(
+                "CD,CV->VD", x_CD, dlogits_CV, preferred_element_type=jnp.float32
+            )
         return (sums, dhead_VD), scatter(dx_CD.astype(x_CD.dtype), layout)
 
     zero = varying(jnp.zeros((), jnp.float32), layout.token_axes)
     dhead_VD = None
-    if with_gradients:
+    if wanted == "all":
         dhead_VD = jnp.zeros(head_DV.shape[::-1], jnp.float32)
         dhead_VD = varying(dhead_VD, layout.token_axes + layout.other_vocab_axes)
     chunks = jax.tree.map(lambda array: into_chunks(array, chunk_size), (x_BTD, tokens))
     (totals, dhead_VD), dx = jax.lax.scan(body, (_Totals(*[zero] * 3), dhead_VD), chunks)
     totals = jax.tree.map(lambda total: psum(total, layout.token_axes), totals)
-    if dhead_VD is None:
+    if wanted == "none":
         return totals, None
     dx_BTD = out_of_chunks(dx, x_BTD.shape)
-    return totals, (dx_BTD, psum(dhead_VD, layout.other_token_axes).T)
+    dhead_DV = jnp.zeros(()) if dhead_VD is None else psum(dhead_VD, layout.other_token_axes).T
+    return totals, (dx_BTD, dhead_DV)
 
 
 def _chunk(

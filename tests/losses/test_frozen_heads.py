@@ -10,6 +10,8 @@ import pytest
 
 from llama_jax.config.run import MeshConfig
 from llama_jax.losses.cross_entropy import chunked_cross_entropy
+from llama_jax.losses.distillation import LiveTeacher, distillation_loss
+from llama_jax.losses.matching import Matching
 from llama_jax.losses.token_logps import token_logps
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import lay_out
@@ -26,7 +28,15 @@ def squared_logps(x_BTD, head_DV, targets_BT):
     return (token_logps(x_BTD, head_DV, targets_BT, chunk_size=8) ** 2).sum()
 
 
-LOSSES = pytest.mark.parametrize("loss", [cross_entropy, squared_logps])
+def divergence(x_BTD, head_DV, targets_BT):
+    ones_BT = jnp.ones_like(targets_BT, jnp.float32)
+    teacher = LiveTeacher(2.0 * jax.lax.stop_gradient(x_BTD), jax.lax.stop_gradient(head_DV))
+    return distillation_loss(
+        x_BTD, head_DV, teacher, targets_BT, ones_BT, matching=Matching(), chunk_size=8
+    )[0]
+
+
+LOSSES = pytest.mark.parametrize("loss", [cross_entropy, squared_logps, divergence])
 
 
 @functools.cache

@@ -5,6 +5,7 @@ The device is given its next steps before the host looks at the last ones, so it
 
 import collections
 import dataclasses
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -166,7 +167,7 @@ class Generator:
         return self._engine.begin(
             cache,
             [one.ids for one in wanted],
-            [one.sample for one in wanted],
+            [_stream(one) for one in wanted],
             sampling,
             vocab_size=min(self.tokenizer.vocab_size, self.config.vocab_size),
             filled=sum(shapes.chunks),
@@ -193,3 +194,12 @@ class Generator:
                     f"the model's max_seq_len is {limit}",
                     key="max_new_tokens",
                 )
+
+
+def _stream(one: _Wanted) -> int:
+    """The number of the noise that a sample is drawn with: by its prompt, and which of it it is.
+
+    By the sample's number alone prompts of one length would share their noise.
+    """
+    content = np.asarray([one.sample, *one.ids], np.int64).tobytes()
+    return zlib.crc32(content) & 0x7FFFFFFF

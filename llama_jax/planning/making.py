@@ -85,9 +85,7 @@ class Planner:
             topology += " with its ends joined"
         return cache.program_of(lowered, topology, flags)
 
-    def _record(
-        self, lowered: Lowered, flags: Mapping[str, str], program: str
-    ) -> dict[str, Any]:
+    def _record(self, lowered: Lowered, flags: Mapping[str, str], program: str) -> dict[str, Any]:
         """What compiling showed, from the cache where it has been compiled before."""
         if self.cache_folder is None:
             return self._compile(lowered, flags)

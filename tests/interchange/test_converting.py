@@ -209,7 +209,11 @@ def test_a_dst_is_replaced_only_where_asked_and_where_it_is_a_checkpoint(src, tm
 @pytest.mark.parametrize(
     ("to", "options", "complaint"),
     [
-        ("hugging_face", {}, "--to: unknown format 'hugging_face' (known: gguf, hf, meta, orbax, peft)"),
+        (
+            "hugging_face",
+            {},
+            "--to: unknown format 'hugging_face' (known: gguf, hf, meta, orbax, peft)",
+        ),
         ("hf", {"dtype": "q8_0"}, "--dtype: 'q8_0' can't be written as hf; one of float32, bfloa"),
         ("gguf", {"dtype": "q4_k"}, "--dtype: 'q4_k' can't be written as gguf; one of float32, bf"),
         ("orbax", {"shard_size": 5}, "--shard-size: orbax files are not sharded"),

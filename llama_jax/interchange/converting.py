@@ -22,6 +22,7 @@ from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.orbax import write_orbax
 from llama_jax.interchange.peft import PeftAdapter, write_peft
 from llama_jax.interchange.source import InterchangeError, Source
+from llama_jax.interchange.special_rows import StartedSource
 from llama_jax.interchange.staging import staged
 from llama_jax.interchange.tensors import (
     DTYPES,
@@ -132,6 +133,16 @@ def check_format(source: Source, to: str) -> None:
     if to == "peft" and not isinstance(source, AdaptedSource):
         raise ConfigError(
             f"{source.path} has no adapter; name one as --adapter, or a run that trained one",
+            source="--to",
+        )
+    if (
+        to == "peft"
+        and isinstance(source, AdaptedSource)
+        and isinstance(source.base, StartedSource)
+    ):
+        raise ConfigError(
+            f"{source.path} also changed rows of special tokens (init.special_rows), which an "
+            "adapter doesn't hold; hf, orbax, meta and gguf take both",
             source="--to",
         )
 

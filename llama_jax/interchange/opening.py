@@ -7,6 +7,7 @@ from llama_jax.interchange.adapters import AdaptedSource, AdapterSource
 from llama_jax.interchange.hugging_face import CONFIG_FILE, HuggingFaceSource
 from llama_jax.interchange.peft import PEFT_CONFIG_FILE, PeftAdapter
 from llama_jax.interchange.source import InterchangeError, Source
+from llama_jax.interchange.special_rows import StartedSource
 
 HUB = "hf://"
 # Everything of a repository that a source reads; its pickles and other frameworks' files stay.
@@ -54,7 +55,13 @@ def open_adapter(path: str | Path) -> AdapterSource:
     path = Path(path)
     kind = recognise(path)
     if kind == "run":
-        return run_checkpoint.RunAdapter(*_run_and_step(path))
+        adapter = run_checkpoint.RunAdapter(*_run_and_step(path))
+        if adapter.starts_rows:
+            raise InterchangeError(
+                f"{path}: a run that also changed rows of special tokens (init.special_rows), "
+                "which its adapter doesn't hold; the run itself is the model with both"
+            )
+        return adapter
     if (path / PEFT_CONFIG_FILE).is_file():
         return PeftAdapter(path)
     what = "no adapter: neither adapter_config.json (PEFT) nor a run"
@@ -108,7 +115,10 @@ def _open_run(path: Path) -> Source:
     if about.run.adapter is None:
         return run_checkpoint.RunSource(run_dir, step)
     adapter = run_checkpoint.RunAdapter(run_dir, step)
-    return AdaptedSource(open_source(adapter.base), adapter, about=adapter)
+    base = open_source(adapter.base)
+    if adapter.starts_rows:
+        base = StartedSource(base, adapter.load_tokenizer(), adapter.run.seed)
+    return AdaptedSource(base, adapter, about=adapter)
 
 
 def _open_peft(path: Path) -> Source:

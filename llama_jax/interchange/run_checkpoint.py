@@ -102,6 +102,7 @@ class RunAdapter(RunCheckpoint):
 
     Attributes:
       base: the checkpoint that the run started from.
+      starts_rows: whether rows of its special tokens were given another start.
     """
 
     partial = False
@@ -124,6 +125,7 @@ class RunAdapter(RunCheckpoint):
             )
         self.config: AdapterConfig = self.run.adapter
         self.base = self.run.init.path
+        self.starts_rows = self.run.init.special_rows == "mean"
         shapes = param_shapes(self.run.model, self.config)
         trained = self.arrays({path: shapes[path] for path in trainable_paths(shapes)})
         self.tensors = trained.tensors()

@@ -86,6 +86,30 @@ def started_at_mean(
     return changed
 
 
+class StartedSource:
+    """A `Source` whose untrained special rows start at the mean of the others."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, seed: int) -> None:
+        """As a run with `init.special_rows = "mean"` starts from `source`.
+
+        Args:
+          tokenizer, seed: the run's.
+        """
+        self.format, self.path, self.config = source.format, source.path, source.config
+        self.chat_template, self.generation = source.chat_template, source.generation
+        found = find_untrained_rows(source, tokenizer)
+        self.tensors = {**source.tensors, **started_at_mean(source, found, tokenizer, seed)}
+        self._source = source
+
+    def stored_name(self, name: str) -> str:
+        """The source's."""
+        return self._source.stored_name(name)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The source's."""
+        return self._source.load_tokenizer()
+
+
 def _untrained(
     tensor: StoredTensor, special: Mapping[str, int], tokenizer: Tokenizer
 ) -> UntrainedRows:

@@ -12,7 +12,7 @@ from in_memory import CONFIG, logits, random_source
 from llama_jax.checkpoint.manager import Checkpoints
 from llama_jax.cli.main import main
 from llama_jax.config.files import load_run_config
-from llama_jax.config.loading import to_table, to_toml
+from llama_jax.config.loading import ConfigError, to_table, to_toml
 from llama_jax.config.post_training import AdapterConfig, InitConfig
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.adapters import AdaptedSource
@@ -109,6 +109,32 @@ def test_a_run_with_nothing_but_adapters_or_without_any_is_told(run, tmp_path):
         to_toml({k: v for k, v in _table(text).items() if k not in ("init", "adapter")})
     )
     with pytest.raises(InterchangeError, match="a run that trained no adapter"):
+        open_adapter(tmp_path)
+
+
+def test_rows_that_a_run_gave_another_start_are_its_checkpoints_too(run, tmp_path):
+    _, folder, _ = run
+    base = random_source()
+    new = max(ByteTokenizer().special.values())
+    base.arrays["embedding"][new] = 0
+    write_hugging_face(base, tmp_path / "base", tokenizer=ByteTokenizer())
+    table = _table((folder / "config.toml").read_text())
+    table["init"] = {"path": str(tmp_path / "base"), "special_rows": "mean"}
+    (tmp_path / "config.toml").write_text(to_toml(table))
+    for name in ("checkpoints", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    config = load_run_config(str(tmp_path / "config.toml"))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    start = load_params_into(
+        open_source(tmp_path / "base"), config.model, F32, mesh,
+        adapter=DORA, seed=config.seed, tokenizer=ByteTokenizer(), special_rows="mean",
+    )  # fmt: skip
+    found = open_source(tmp_path).tensors["embedding"].read_all()
+    np.testing.assert_array_equal(found, np.asarray(start.model.embedding[...]))
+    assert np.abs(found[new]).max() > 0
+    with pytest.raises(ConfigError, match=r"--to: .* also changed rows of special tokens"):
+        convert(tmp_path, tmp_path / "peft", "peft")
+    with pytest.raises(InterchangeError, match="also changed rows of special tokens"):
         open_adapter(tmp_path)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from in_memory import CONFIG, random_source
 
+from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.special_rows import find_untrained_rows, started_at_mean
 from llama_jax.interchange.tensors import BFLOAT16
 from llama_jax.tokenizers.byte import ByteTokenizer
@@ -93,6 +94,14 @@ def test_they_start_at_the_mean_of_ordinary_rows_each_its_own(dtype):
         )
         == ()
     )
+
+
+def test_smollm2_has_eleven_rows_that_are_one(smollm2_gguf):
+    source = open_source(smollm2_gguf)
+    (rows,) = find_untrained_rows(source, source.load_tokenizer())
+    assert (rows.stored_name, len(rows.near_zero), len(rows.alike)) == ("token_embd.weight", 0, 11)
+    assert {"<file_sep>", "<gh_stars>", "<empty_output>"} <= rows.alike.keys()
+    assert not {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} & rows.alike.keys()
 
 
 def test_a_rows_noise_is_its_own_whatever_else_is_new():

@@ -141,6 +141,7 @@ class Planner:
             model_flops=per_token * tokens / num_chips,
             collectives=tuple(_of_a_chip(use, chip) for use in record["collectives"]),
             kernel_calls=record["kernel_calls"],
+            uncounted_kernels=record["uncounted_kernels"],
             time_s=record["time_s"],
             peak_flops=chip.peak_flops["bf16"],
             checkpoint_bytes=lowered.state_bytes.total,

@@ -48,6 +48,7 @@ class Plan:
       program: the hash of all that the compiler was given; equal hashes, equal programs.
       checkpoint_bytes: the whole state, over all chips.
       versions: of jax and libtpu.
+      uncounted_kernels: of the kernel calls, those whose FLOPs aren't known and aren't counted.
     """
 
     run: str
@@ -83,6 +84,7 @@ class Plan:
     flags: dict[str, str]
     program: str
     versions: dict[str, str]
+    uncounted_kernels: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def free_bytes(self) -> int:
@@ -138,6 +140,7 @@ def from_json(table: Mapping[str, Any]) -> Plan:
     Raises:
       KeyError: a field is absent, as in a file of another version.
     """
+    table = {"uncounted_kernels": {}, **table}
     values = {field.name: table[field.name] for field in dataclasses.fields(Plan)}
     values["collectives"] = tuple(CollectiveUse(**item) for item in values["collectives"])
     values["buffers"] = tuple(Buffer(**item) for item in values["buffers"])

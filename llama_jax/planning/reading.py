@@ -38,6 +38,7 @@ def read_step(compiled: Compiled, slice_: Slice) -> dict[str, Any]:
             for use in analysis.collectives
         ],
         "kernel_calls": analysis.kernel_calls,
+        "uncounted_kernels": analysis.uncounted_kernels,
         "time_s": _times(analysis, slice_),
         "compile_s": compiled.compile_s,
     }

@@ -110,6 +110,9 @@ def _work(plan: Plan) -> str:
         ["HBM traffic", scaled(plan.hbm_traffic_bytes, "B")],
         ["kernel calls", kernels or "none"],
     ]
+    if plan.uncounted_kernels:
+        names = ", ".join(f"{name} {n}" for name, n in sorted(plan.uncounted_kernels.items()))
+        rows.append(["of unknown FLOPs", f"{names}: not in the figures above"])
     return "Work a chip and step\n" + table(rows, "ll")
 
 

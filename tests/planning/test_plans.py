@@ -130,3 +130,11 @@ def test_a_picture_is_drawn_in_the_format_of_its_suffix(tmp_path):
     assert "temporaries: 3.00" in (tmp_path / "plan.svg").read_text()
     with pytest.raises(ConfigError, match=r"--picture: unknown format 'pgn'.*'png'"):
         draw_plan(PLAN, tmp_path / "plan.pgn")
+
+
+def test_kernels_that_are_not_counted_are_told():
+    plan = dataclasses.replace(PLAN, uncounted_kernels={"ring": 3})
+    assert "of unknown FLOPs  ring 3: not in the figures above" in format_plan(plan, costs())
+    assert "unknown" not in format_plan(PLAN, costs())
+    older = {k: v for k, v in to_json(PLAN).items() if k != "uncounted_kernels"}
+    assert from_json(older) == PLAN

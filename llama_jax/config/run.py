@@ -364,6 +364,10 @@ class RunConfig:
         reads = "preferences" if kind in ("reward", "dpo") else "text or conversations"
         if (held == "preferences") != (reads == "preferences"):
             raise ConfigError(f"'{kind}' reads {reads}; data.sources hold {held}", key="objective")
+        if self.adapter is not None and self.init is None:
+            raise ConfigError(
+                "adapters need weights to stand beside; give init.path", key="adapter"
+            )
         head = "scalar" if kind == "reward" else "vocab"
         if self.model.head != head:
             raise ConfigError(f"objective '{kind}' needs '{head}'", key="model.head")

@@ -21,7 +21,13 @@ from llama_jax.config.run import (
     MuonConfig,
     RunConfig,
 )
-from llama_jax.models.accounting import flops_per_token, matmul_params, param_count
+from llama_jax.models.accounting import (
+    flops_per_token,
+    matmul_params,
+    param_count,
+    param_shapes,
+)
+from llama_jax.models.lora import LORA_A, LORA_B, trainable_paths
 from llama_jax.models.remat import offloaded_names, saved_names, token_widths
 from llama_jax.planning.estimate import ici_bytes_per_s
 from llama_jax.sharding.mesh import AXES, axis_sizes
@@ -104,13 +110,18 @@ def memory_model(config: RunConfig, sizes: Sizes) -> MemoryModel:
     model, execution = config.model, config.execution
     local_params = param_count(model) / sizes.state_shards
     param_bytes = _bytes(execution.param_dtype)
+    trained, kept, grad_bytes = local_params, 0.0, _bytes(execution.compute_dtype)
+    if config.adapter is not None:
+        # Adapters and their gradients in float32, beside weights that lie in the compute dtype.
+        trained, param_bytes, grad_bytes = _local_adapter(config, sizes), grad_bytes, 4
+        kept = 4 * trained
     # Those of matrices stay in the compute dtype; summed over microbatches they are float32.
-    made = _bytes(execution.compute_dtype) * local_params
+    made = grad_bytes * trained
     in_backward = made + _layer_bytes(config, sizes) + _cast_bytes(config, sizes)
     return MemoryModel(
-        params=local_params * param_bytes,
-        optimizer=_moment_bytes(config, local_params),
-        gradients=4 * local_params if sizes.microbatches > 1 else 0.0,
+        params=local_params * param_bytes + kept,
+        optimizer=_moment_bytes(config, trained),
+        gradients=4 * trained if sizes.microbatches > 1 else 0.0,
         saved_activations=_saved_bytes(config, sizes),
         working=max(in_backward, _loss_bytes(config, sizes), _update_bytes(config, sizes)),
     )
@@ -141,6 +152,18 @@ def _moment_bytes(config: RunConfig, local_params: float) -> float:
     if isinstance(optimizer, LionConfig | MuonConfig):
         return 4 * local_params
     return 0.0 if optimizer.offload_moments else 2 * _bytes(optimizer.moments) * local_params
+
+
+def _local_adapter(config: RunConfig, sizes: Sizes) -> float:
+    """Parameters of adapters on a device: their sides of the model's width are split over fsdp."""
+    shapes = param_shapes(config.model, config.adapter)
+    total = 0.0
+    for path in trainable_paths(shapes):
+        projection = path[-1].removesuffix(LORA_A).removesuffix(LORA_B)
+        reads_width = projection not in ("o_proj", "down_proj")
+        split = sizes.fsdp if path[-1].endswith(LORA_A if reads_width else LORA_B) else sizes.tensor
+        total += math.prod(shapes[path]) / split
+    return total
 
 
 def _host_bytes(config: RunConfig, sizes: Sizes) -> float:
@@ -181,7 +204,8 @@ def _cast_bytes(config: RunConfig, sizes: Sizes) -> float:
     Where they aren't gathered the compiler casts all layers' once, before the loop over layers.
     """
     execution = config.execution
-    if sizes.fsdp > 1 or execution.param_dtype == execution.compute_dtype:
+    is_cast = config.adapter is None and execution.param_dtype != execution.compute_dtype
+    if sizes.fsdp > 1 or not is_cast:
         return 0.0
     return param_count(config.model) / sizes.tensor * _bytes(execution.compute_dtype)
 
@@ -212,7 +236,10 @@ def _loss_bytes(config: RunConfig, sizes: Sizes) -> float:
     ways = sizes.fsdp if _head_is_split(config, sizes) else 1
     chunk = min(config.execution.loss_chunk_size, sizes.tokens)
     itemsize = _bytes(config.execution.compute_dtype)
-    head = columns / ways * model.embed_dim * (itemsize + 4)
+    # A frozen head has no gradient, and where it isn't gathered it is read as it lies.
+    gathered = itemsize if config.adapter is None or sizes.fsdp > 1 else 0
+    gradient = 4 if config.adapter is None else 0
+    head = columns / ways * model.embed_dim * (gathered + gradient)
     states = sizes.tokens * ways * model.embed_dim * itemsize
     return head + states + 2 * 4 * chunk * columns
 

@@ -121,7 +121,7 @@ class Planner:
         chip = self.slice_.chip
         num_chips = self.slice_.num_chips * self.num_slices
         tokens = config.data.batch_size * config.data.seq_len
-        per_token = flops_per_token(config.model, config.data.seq_len)
+        per_token = flops_per_token(config.model, config.data.seq_len, config.adapter)
         a_chip = {key: record[key] * chip.devices_per_chip for key in _OF_A_DEVICE}
         return Plan(
             run=name,

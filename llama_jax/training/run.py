@@ -163,7 +163,7 @@ class _Run:
         facts = RunFacts(
             name=self.run_dir.name,
             steps=config.training.steps,
-            flops_per_token=flops_per_token(config.model, config.data.seq_len),
+            flops_per_token=flops_per_token(config.model, config.data.seq_len, config.adapter),
             config=to_table(config),
         )
         profiler = Profiler(self.profile, self.run_dir, self.say)

@@ -149,8 +149,10 @@ def _backward(
         roles: tuple[Role, Role] = ("value", "gradient")
         grad_w_CX = _dot(saved.x, grad_MX, (rows, rows), saved.w_layout, precision, roles)
         # First this one, after which the rows that it is made of can be forgotten: at the peak of
-        # an MLP's backward pass one wide tensor fewer.
-        grad_w_CX, after_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
+        # an MLP's backward pass one wide tensor fewer. Where sums are scattered over the length,
+        # the compiler would make them whole first.
+        if axis_size("residual_length") == 1:
+            grad_w_CX, after_MX = jax.lax.optimization_barrier((grad_w_CX, grad_MX))
     if saved.w.ndim:
         roles = ("gradient", "value")
         grad_x_MC = _dot(after_MX, saved.w, (columns, (1,)), saved.x_layout, precision, roles)

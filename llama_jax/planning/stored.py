@@ -13,7 +13,7 @@ from llama_jax.planning.plan import Plan, read_plan, to_json
 from llama_jax.planning.report import GIB, seconds
 
 # Folders of configs/runs whose runs are made for TPUs.
-STAGES = ("pretrain", "bench")
+STAGES = ("pretrain", "bench", "sft", "reward", "dpo")
 # Relative; under it, a difference is the compiler's choice of the day.
 TOLERANCE = 0.01
 # Bytes and FLOPs; times follow from them, and compiling takes as long as the machine takes.

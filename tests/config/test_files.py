@@ -139,7 +139,7 @@ def test_contradictions_are_refused_with_the_field_named(run_file, override, exp
 
 
 def test_a_name_in_two_folders_needs_its_folder():
-    with pytest.raises(ConfigError, match=r"bench/llama3\.1-8b-v5e-16 or pretrain/llama3"):
-        find_config("llama3.1-8b-v5e-16", "runs")
-    assert find_config("bench/llama3.1-8b-v5e-16", "runs").parent.name == "bench"
+    with pytest.raises(ConfigError, match=r"bench/llama3\.1-8b-v5p-8 or pretrain/llama3"):
+        find_config("llama3.1-8b-v5p-8", "runs")
+    assert find_config("bench/llama3.1-8b-v5p-8", "runs").parent.name == "bench"
     assert find_config("tiny", "runs") == find_config("debug/tiny", "runs")

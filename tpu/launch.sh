@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Start the same command on every worker, detached: it goes on when this terminal closes.
 #
-#   tpu/launch.sh [--config FILE] [--dry-run] -- llama-jax train llama3.1-8b-v5e-16
+#   tpu/launch.sh [--config FILE] [--dry-run] -- llama-jax train pretrain/llama3.1-8b-v5e-16
 #
 # A `llama-jax train` without --run-dir gets SLICE_RUN_DIR's. tpu/logs.sh follows what it prints.
 

@@ -3,7 +3,7 @@
 # seconds, and after a preemption delete the slice, ask for it again, set it up and start again.
 #
 #   tpu/watch.sh [--max-restarts N] [--max-failures N] [--delete-when-done] [--config FILE]
-#                [--dry-run] -- llama-jax train llama3.1-8b-v5e-16
+#                [--dry-run] -- llama-jax train pretrain/llama3.1-8b-v5e-16
 #
 # --max-restarts  new slices after preemptions or dead workers; 0, the default: no bound
 # --max-failures  times that the command itself may fail in a row; default 3. A failure after

@@ -112,17 +112,14 @@ class RunAdapter(RunCheckpoint):
 
         Raises:
           ConfigError: a wrong `config.toml`.
-          InterchangeError: no such checkpoint, one that can't be read, or a run that has nothing
-            but adapters.
+          ConfigError: a wrong `config.toml`, such as one with adapters and no `init`.
+          InterchangeError: no such checkpoint, one that can't be read, or a run without adapters.
         """
         super().__init__(run_dir, step)
         if self.run.adapter is None:
             raise InterchangeError(f"{run_dir}: a run that trained no adapter")
-        if self.run.init is None:
-            raise InterchangeError(
-                f"{run_dir}: adapters of weights that were drawn, not loaded ([init]), and aren't "
-                "kept"
-            )
+        # A run's file with adapters alone is refused when it is read.
+        assert self.run.init is not None
         self.config: AdapterConfig = self.run.adapter
         self.base = self.run.init.path
         self.starts_rows = self.run.init.special_rows == "mean"

@@ -103,7 +103,7 @@ def test_a_run_with_nothing_but_adapters_or_without_any_is_told(run, tmp_path):
     (tmp_path / "checkpoints").symlink_to(folder / "checkpoints")
     drawn = to_toml({k: v for k, v in _table(text).items() if k != "init"})
     (tmp_path / "config.toml").write_text(drawn)
-    with pytest.raises(InterchangeError, match=r"adapters of weights that were drawn, not loaded"):
+    with pytest.raises(ConfigError, match=r"adapter: adapters need weights to stand beside"):
         open_source(tmp_path)
     (tmp_path / "config.toml").write_text(
         to_toml({k: v for k, v in _table(text).items() if k not in ("init", "adapter")})

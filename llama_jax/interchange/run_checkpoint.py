@@ -111,7 +111,6 @@ class RunAdapter(RunCheckpoint):
         """Open the checkpoint of `step`, by default the newest.
 
         Raises:
-          ConfigError: a wrong `config.toml`.
           ConfigError: a wrong `config.toml`, such as one with adapters and no `init`.
           InterchangeError: no such checkpoint, one that can't be read, or a run without adapters.
         """

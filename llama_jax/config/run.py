@@ -53,6 +53,8 @@ CheckpointName = Literal[
 class ExecutionConfig:
     """How the network is executed; nothing here changes what it computes, up to rounding."""
 
+    # Of what is trained; weights that are only read (under adapters, a reference, a teacher) lie in
+    # the compute dtype, and adapters in float32.
     param_dtype: DType = "float32"
     compute_dtype: DType = "bfloat16"
     # `auto` takes the best one for the device and length; see llama_jax.kernels.

@@ -14,7 +14,7 @@ from llama_jax.data.message_forms import (
     tools_of,
     with_system,
 )
-from llama_jax.data.preferences import is_preference, to_preference
+from llama_jax.data.preferences import is_preference, is_unpaired, to_preference
 from llama_jax.data.reading import type_name
 from llama_jax.data.record_files import Record
 from llama_jax.data.records import Conversation, Prompt, RecordError
@@ -32,6 +32,9 @@ def to_conversation(record: Record, config: ConversationsConfig) -> Conversation
     form = _form_of(record.fields, config) if config.form == "auto" else config.form
     if form == "preferences":
         return _preferred(record, config)
+    labelled = config.form == "auto" and form == "completion" and is_unpaired(record.fields)
+    if labelled and record.fields["label"] is False:
+        raise RecordError("undesirable", "its label is false")
     messages = with_system(record.fields, _messages(record.fields, form, config))
     check_messages(messages)
     last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=None)
@@ -123,6 +126,8 @@ def _preferred(record: Record, config: ConversationsConfig) -> Conversation:
     best = preference.best
     if config.preferred == "edited" and best.role != "edited":
         raise RecordError("not_edited", "no edited response")
+    if best.role == "rejected":
+        raise RecordError("undesirable", "its label is false")
     messages = (*preference.prompt, *best.messages)
     return Conversation(messages, preference.tools, record.file, record.line)
 

@@ -90,7 +90,7 @@ class Encoder:
                 pairs=np.array(
                     [(p.chosen, p.rejected, STRENGTH_NUMBERS[p.strength]) for p in record.pairs],
                     np.uint8,
-                ),
+                ).reshape(-1, 3),
             )
 
         return self._fitted(record.prompt, encode)

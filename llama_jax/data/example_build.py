@@ -147,7 +147,10 @@ def _wanted(
 
 def _checked(record: Preference, source: PreferencesConfig, slots: int) -> Preference:
     pairs = tuple(pair for pair in record.pairs if pair.strength in source.strengths)
-    if not pairs:
+    if not record.pairs and not source.mismatched:
+        detail = "a single response, which only loss 'kto' reads, with mismatched = true"
+        raise RecordError("no_pair", detail)
+    if record.pairs and not pairs:
         raise RecordError("other_strength", record.pairs[0].strength)
     most = max(len(record.responses) + source.mismatched, len(pairs))
     if most > slots:
@@ -164,25 +167,31 @@ def _alone(records: Iterable[Preference]) -> Iterator[tuple[Preference, None]]:
 
 
 def _with_others(records: Iterable[Preference]) -> Iterator[tuple[Preference, Response]]:
-    """Each record with a response of the next, the last with one of the first; all by turns.
+    """Each record with a response of the next that asks something else; all by turns.
+
+    Single responses to one prompt often follow each other. The last are given one of the first.
 
     Raises:
-      DataError: there is only one record.
+      DataError: all records ask the same.
     """
-    first = previous = None
+    waiting: list[Preference] = []  # all of one prompt
+    begun: list[Preference] = []  # the first record, and the first that asks something else
     count = 0
     for record in records:
-        if previous is None:
-            first = record
-        else:
-            yield previous, _mismatched(record, count)
-            count += 1
-        previous = record
-    if previous is None or first is None:
+        if len(begun) < 2 and all(record.prompt != one.prompt for one in begun):
+            begun.append(record)
+        if waiting and waiting[0].prompt != record.prompt:
+            for number, one in enumerate(waiting, count):
+                yield one, _mismatched(record, number)
+            count, waiting = count + len(waiting), []
+        waiting.append(record)
+    if not waiting:
         return
-    if previous is first:
-        raise DataError(f"{first.file}: mismatched responses need more than one record")
-    yield previous, _mismatched(first, count)
+    other = next((one for one in begun if one.prompt != waiting[0].prompt), None)
+    if other is None:
+        raise DataError(f"{waiting[0].file}: mismatched responses need more than one prompt")
+    for number, one in enumerate(waiting, count):
+        yield one, _mismatched(other, number)
 
 
 def _mismatched(record: Preference, count: int) -> Response:

@@ -1,11 +1,12 @@
-"""Preferences out of records' fields: ranked responses, or `chosen` and `rejected`.
+"""Preferences out of records' fields: ranked responses, `chosen` and `rejected`, or one response.
 
 {"prompt": ..., "responses": [{"content": ..., "model": ...}, ...], "ranking": [1, 0],
- "strength": "slightly", "edited": ...} or {"prompt": ..., "chosen": ..., "rejected": ...}, where
-a prompt is a text or messages, and a response a text, a message or messages.
+ "strength": "slightly", "edited": ...}, {"prompt": ..., "chosen": ..., "rejected": ...} or, of a
+single response, desirable or not, {"prompt": ..., "completion": ..., "label": true}, where a prompt
+is a text or messages, and a response a text, a message or messages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from llama_jax.config.data import STRENGTHS, Strength
@@ -23,6 +24,8 @@ from llama_jax.data.record_files import Record
 from llama_jax.data.records import Preference, RecordError, Response, Role, ranked
 from llama_jax.tokenizers.chat import ChatError, Message, message_from_json
 
+_Form = Callable[[Mapping[str, Any]], tuple[list[Message], list[Response]]]
+
 # As people write them, after "better" is taken off the end; Llama 2's weakest is "negligibly".
 _SPELLINGS: dict[str, Strength] = {
     **{strength: strength for strength in get_args(Strength)},
@@ -35,25 +38,27 @@ _SPELLINGS: dict[str, Strength] = {
 
 
 def is_preference(fields: Mapping[str, Any]) -> bool:
-    """Whether a record has the fields of one."""
+    """Whether a record has the fields of one with several responses."""
     return "responses" in fields or {"chosen", "rejected"} <= fields.keys()
+
+
+def is_unpaired(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is a single response with a label (TRL's unpaired preferences)."""
+    return not is_preference(fields) and {"completion", "label"} <= fields.keys()
 
 
 def to_preference(record: Record, *, strength: Strength) -> Preference:
     """The preference of a record.
 
     Args:
-      record: of either form.
+      record: of any form.
       strength: of a record that doesn't say.
 
     Raises:
       RecordError: what is wrong with it.
     """
     fields = record.fields
-    if not is_preference(fields):
-        known = nearest("responses", list(fields))
-        raise RecordError("unknown_form", f"neither responses nor chosen and rejected{known}")
-    prompt, responses = _ranked_form(fields) if "responses" in fields else _pair_form(fields)
+    prompt, responses = _form_of(fields)(fields)
     prompt = with_system(fields, prompt)
     check_messages(prompt)
     if not prompt or prompt[-1].role not in ("user", "tool"):
@@ -66,6 +71,31 @@ def to_preference(record: Record, *, strength: Strength) -> Preference:
     return Preference(
         tuple(prompt), tuple(responses), pairs, tools_of(fields), record.file, record.line
     )
+
+
+def _form_of(fields: Mapping[str, Any]) -> _Form:
+    if is_unpaired(fields):
+        return _unpaired_form
+    if not is_preference(fields):
+        detail = "neither responses, nor chosen and rejected, nor completion and label"
+        raise RecordError("unknown_form", detail + nearest("responses", list(fields)))
+    return _ranked_form if "responses" in fields else _pair_form
+
+
+def _unpaired_form(fields: Mapping[str, Any]) -> tuple[list[Message], list[Response]]:
+    label = fields["label"]
+    if not isinstance(label, bool):
+        raise RecordError("wrong_type", f"'label' is {type_name(label)}, not true or false")
+    for name in ("strength", "edited"):
+        if fields.get(name) is not None:
+            raise RecordError("bad_ranking", f"'{name}' has no meaning for a single response")
+    if "prompt" not in fields:
+        others = sorted(fields.keys() - {"completion", "label"})
+        near = nearest("prompt", others) if others else ""
+        raise RecordError("missing_field", f"no 'prompt'{near}")
+    role, model = "chosen" if label else "rejected", str(fields.get("model", ""))
+    response = _response(fields["completion"], role, "completion", model)
+    return prompt_messages(fields["prompt"], "prompt"), [response]
 
 
 def _ranked_form(fields: Mapping[str, Any]) -> tuple[list[Message], list[Response]]:

@@ -41,6 +41,8 @@ Reason = Literal[
     "too_long",  # for a row, whatever turns are dropped
     "not_edited",  # a preference without the edited response that was asked for
     "other_strength",  # a preference not as strong as those asked for
+    "no_pair",  # a response that stands alone, where the loss is of pairs
+    "undesirable",  # an answer that is labelled so, where answers are learned
 ]
 
 

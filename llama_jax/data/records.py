@@ -83,7 +83,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Preference:
-    """Responses to one prompt, best first and an edited one last, and every pair of them."""
+    """Responses to one prompt, best first and an edited one last, and every pair of them.
+
+    A single response is a preference without a pair: chosen where it is desirable, else rejected.
+    """
 
     prompt: tuple[Message, ...]
     responses: tuple[Response, ...]
@@ -94,7 +97,7 @@ class Preference:
 
     @property
     def best(self) -> Response:
-        """The edited response, else the chosen one."""
+        """The edited response, else the first one; its role says whether it is any good."""
         return next((r for r in self.responses if r.role == "edited"), self.responses[0])
 
 
@@ -105,7 +108,7 @@ def ranked(responses: Sequence[Response], steps: Sequence[Strength]) -> tuple[Pa
     "better" than what it was made from and "significantly" better than the rest.
 
     Args:
-      responses: at least two that were ranked.
+      responses: those that were ranked.
       steps: by how much each of those is better than the next; over several steps the strongest
         of them counts.
     """
@@ -123,20 +126,25 @@ def ranked(responses: Sequence[Response], steps: Sequence[Strength]) -> tuple[Pa
 
 def preference_to_json(preference: Preference) -> dict[str, Any]:
     """The plain form of a record, which `preferences` reads."""
+    tools = [tool.to_schema() for tool in preference.tools]
+    with_tools: dict[str, Any] = {"tools": tools} if tools else {}
+    prompt = [message_to_json(message) for message in preference.prompt]
+    if len(preference.responses) == 1:
+        (one,) = preference.responses
+        label = one.role != "rejected"
+        return {"prompt": prompt, "completion": _to_json(one), "label": label, **with_tools}
     ranking = [r for r in preference.responses if r.role != "edited"]
     edited = [_to_json(r) for r in preference.responses if r.role == "edited"]
     by_pair = {(pair.chosen, pair.rejected): pair.strength for pair in preference.pairs}
     table: dict[str, Any] = {
-        "prompt": [message_to_json(message) for message in preference.prompt],
+        "prompt": prompt,
         "responses": [_to_json(response) for response in ranking],
         "ranking": list(range(len(ranking))),
         "strength": [by_pair[i, i + 1] for i in range(1, len(ranking))],
     }
     if edited:
         table["edited"] = edited[0]
-    if preference.tools:
-        table["tools"] = [tool.to_schema() for tool in preference.tools]
-    return table
+    return {**table, **with_tools}
 
 
 def conversation_to_json(conversation: Conversation) -> dict[str, Any]:

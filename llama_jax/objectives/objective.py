@@ -17,7 +17,7 @@ Metrics = dict[str, jax.Array]
 ObjectiveConfig = NextTokenConfig | RewardConfig | DPOConfig | DistillConfig
 # Sums whose names begin so are of parts of the batch (pairs of one strength, say). They are for
 # `figures`: their ratio to the first count means nothing, so a step doesn't report it.
-OF_PARTS = ("correct_", "pairs_", "bins_")
+OF_PARTS = ("correct_", "pairs_", "bins_", "desirable_", "undesirable_")
 
 
 class Objective(Protocol):

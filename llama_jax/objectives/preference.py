@@ -73,8 +73,9 @@ class Preference:
     ) -> tuple[jax.Array, Sums]:
         """The summed loss, and sums.
 
-        Of pairs: `chosen_reward`, `rejected_reward`, `margin`, `accuracy`, `nll`. With kto the
-        first four, as sums over pairs, are for `figures`, and `divergence` is its z.
+        Of pairs: `chosen_reward`, `rejected_reward`, `margin`, `accuracy`, `nll`. With kto, which
+        counts responses, in pairs or not, sums over these and over pairs are for `figures`, and
+        `divergence` is its z.
 
         Raises:
           ConfigError: reference log-probabilities are wanted but not in the batch.
@@ -90,7 +91,7 @@ class Preference:
         of_pairs = _pair_sums(responses.reward, batch, is_pair_BR)
         if self.config.loss == "kto":
             loss, more = self._kto(responses, batch)
-            return loss, sums | more | {f"pairs_{name}": of_pairs[name] for name in of_pairs}
+            return loss, sums | more | {f"pairs_{n}": of_pairs[n] for n in ("margin", "accuracy")}
         margin_BR = _difference(responses.value, batch)
         nll_BR = of_numbered(responses.nll, batch["chosen"])
         losses_BR = _LOSSES[self.config.loss](self.config)(margin_BR)
@@ -99,13 +100,18 @@ class Preference:
         return sum_where(is_pair_BR, losses_BR), sums | of_pairs | {"nll": nll}
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """`loss`, and of pairs `chosen_reward`, `rejected_reward`, `margin`, `accuracy`; `nll`."""
-        kto = self.config.loss == "kto"
-        count, pairs = max(sums[self.counts[0]], 1.0), max(sums["pairs"], 1.0)
-        prefix = "pairs_" if kto else ""
-        of_pairs = {name: sums[prefix + name] / pairs for name in _PAIR_FIGURES}
-        rest = ("nll", "divergence") if kto else ("nll",)
-        return {"loss": sums["loss"] / count, **of_pairs} | {n: sums[n] / count for n in rest}
+        """`loss`, and of pairs `chosen_reward`, `rejected_reward`, `margin`, `accuracy`; `nll`.
+
+        With kto both rewards are of all desirable and all undesirable responses, as TRL tells them,
+        and what there is none of is left out: margin and accuracy without pairs.
+        """
+        count = max(sums[self.counts[0]], 1.0)
+        if self.config.loss == "kto":
+            means = {name: sums[name] / count for name in ("loss", "nll", "divergence")}
+            return means | _kto_figures(sums)
+        pairs = max(sums["pairs"], 1.0)
+        of_pairs = {name: sums[name] / pairs for name in _PAIR_FIGURES}
+        return {"loss": sums["loss"] / count, **of_pairs, "nll": sums["nll"] / count}
 
     def _responses(self, model: Any, batch: Batch, frozen: Mapping[str, Any]) -> _Responses:
         count = batch["chosen"].shape[1]
@@ -161,8 +167,12 @@ class Preference:
         )
         nll = sum_where(desirable_BR, responses.nll)
         loss = sum_where(desirable_BR | undesirable_BR, losses_BR) + config.nll_weight * nll
-        count = (desirable_BR | undesirable_BR).sum(dtype=jnp.float32)
-        return loss, {"responses": count, "nll": nll, "divergence": divergence * count}
+        kinds = {"desirable": desirable_BR, "undesirable": undesirable_BR}
+        counts = {f"{n}_responses": is_BR.sum(dtype=jnp.float32) for n, is_BR in kinds.items()}
+        rewards = {f"{n}_reward": sum_where(is_BR, responses.reward) for n, is_BR in kinds.items()}
+        count = counts["desirable_responses"] + counts["undesirable_responses"]
+        sums = {"responses": count, "nll": nll, "divergence": divergence * count}
+        return loss, sums | counts | rewards
 
 
 _PAIR_FIGURES = ("chosen_reward", "rejected_reward", "margin", "accuracy")
@@ -179,6 +189,16 @@ _LOSSES: dict[str, Callable[[DPOConfig], Callable[[jax.Array], jax.Array]]] = {
     "ipo": lambda c: functools.partial(ipo_loss, beta=c.beta),
     "hinge": lambda c: functools.partial(hinge_loss, beta=c.beta),
 }
+
+
+def _kto_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    ratios = (
+        ("chosen_reward", "desirable_reward", "desirable_responses"),
+        ("rejected_reward", "undesirable_reward", "undesirable_responses"),
+        ("margin", "pairs_margin", "pairs"),
+        ("accuracy", "pairs_accuracy", "pairs"),
+    )
+    return {name: sums[part] / sums[count] for name, part, count in ratios if sums[count]}
 
 
 def _pair_sums(reward_BR: jax.Array, batch: Batch, is_pair_BR: jax.Array) -> Sums:

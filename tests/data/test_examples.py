@@ -33,6 +33,10 @@ def text(tokenizer, example):
     return tokenizer.decode(example.tokens.tolist())
 
 
+def labelled(prompt, completion, label):
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
 def pair(prompt, chosen, rejected, **more):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **more}
 
@@ -218,8 +222,48 @@ def test_mismatched_responses_are_of_other_records(tmp_path):
     assert others == ["c", "f", "a"]
     assert opened(config, tmp_path / "run").manifest.summary.responses["mismatched"] == 3
     one = data_config(lines(tmp_path / "o.jsonl", records[:1]), "preferences", mismatched=True)
-    with pytest.raises(DataError, match="need more than one record"):
+    with pytest.raises(DataError, match="need more than one prompt"):
         opened(one, tmp_path / "one")
+
+
+def test_single_responses_are_examples_without_pairs(tmp_path):
+    records = [labelled("a", "bc", True), labelled("a", "d", False), labelled("e", "f", True)]
+    source = {"mismatched": True, "chat_format": "llama2"}
+    path, rows = lines(tmp_path / "u.jsonl", records), {"responses_per_row": 4}
+    config = data_config(path, "preferences", seq_len=96, batch_size=1, rows=rows, **source)
+    documents = opened(config, tmp_path / "run", tokenizer=LLAMA2)
+    assert [e.roles.tolist() for e in documents.read(range(3))] == [[1, 4], [2, 4], [1, 4]]
+    # What answers the same prompt is no mismatched response; the last one gets one of the first.
+    wanted = ["[INST] a [/INST] f ", "[INST] a [/INST] f ", "[INST] e [/INST] bc "]
+    assert [LLAMA2.decode(e.tokens[e.segments == 2].tolist(), skip_special=True)
+            for e in documents.read(range(3))] == wanted  # fmt: skip
+    assert documents.slots.tolist() == [2, 2, 2]
+    plan = GlobalBatches(config, [documents], seed=0)
+    first, second = plan.batch(0, [0]), plan.batch(1, [0])
+    assert sorted([first["roles"].tolist(), second["roles"].tolist()]) in (
+        [[[1, 4, 0, 0]], [[1, 4, 2, 4]]], [[[1, 4, 0, 0]], [[2, 4, 1, 4]]],
+        [[[1, 4, 1, 4]], [[2, 4, 0, 0]]],
+    )  # fmt: skip
+    for name in ("chosen", "rejected", "strength"):
+        assert not first[name].any()
+    summary = documents.manifest.summary
+    assert summary.responses == {"chosen": 2, "mismatched": 3, "rejected": 1}
+    told = list(summary.lines())
+    assert "responses: 2 chosen, 3 mismatched, 1 rejected" in told
+    assert not any(line.startswith("pairs") for line in told)
+    assert LLAMA2.decode(first["tokens"][0, :6].tolist()).startswith("<s>[INST")
+
+
+def test_single_responses_are_left_out_where_the_loss_is_of_pairs(tmp_path):
+    records = [labelled("a", "bc", True), pair("a", "b", "c"), labelled("e", "f", False)]
+    path = lines(tmp_path / "u.jsonl", records)
+    summary = opened(data_config(path, "preferences"), tmp_path / "run").manifest.summary
+    assert (summary.examples, summary.skipped) == (1, {"no_pair": 2})
+    reason = "no pair (a single response, which only loss 'kto' reads, with mismatched = true)"
+    assert summary.problems == [f"u.jsonl:1: {reason}", f"u.jsonl:3: {reason}"]
+    alone = lines(tmp_path / "alone.jsonl", records[:1])
+    with pytest.raises(DataError, match=r"left out: 1 no_pair; first: alone\.jsonl:1: no pair \("):
+        opened(data_config(alone, "preferences"), tmp_path / "alone")
 
 
 def test_prompts_lose_their_oldest_turns_and_responses_are_never_cut(tmp_path):

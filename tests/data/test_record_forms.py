@@ -247,6 +247,57 @@ def test_responses_that_can_not_be_compared_are_refused(tmp_path):
     ]
 
 
+def test_a_completion_with_a_label_is_one_response(tmp_path):
+    reply = [{"role": "assistant", "content": "Good"}]
+    asked = [{"role": "user", "content": "Why?"}]
+    records = [
+        {"prompt": "Why?", "completion": "Good", "label": True, "model": "m"},
+        {"prompt": asked, "completion": reply, "label": False, "tools": TOOLS},
+    ]
+    good, bad = preferences(tmp_path / "u.jsonl", records)
+    assert [(r.role, r.messages[0].content, r.model) for r in good.responses] == [
+        ("chosen", "Good", "m")
+    ]
+    assert (bad.responses[0].role, bad.prompt, bad.pairs) == ("rejected", good.prompt, ())
+    again = preferences(tmp_path / "v.jsonl", [preference_to_json(one) for one in (good, bad)])
+    for one, other in zip((good, bad), again, strict=True):
+        assert (one.prompt, one.responses, one.pairs, one.tools) == (
+            other.prompt, other.responses, other.pairs, other.tools
+        )  # fmt: skip
+    # What was labelled undesirable is no target of fine-tuning.
+    sft, problem = conversations(tmp_path / "u.jsonl")
+    assert [m.content for m in sft.messages] == ["Why?", "Good"]
+    assert str(problem) == "u.jsonl:2: undesirable (its label is false)"
+    best = conversations(tmp_path / "u.jsonl", form="preferences", preferred="best")
+    assert (best[0].messages, str(best[1])) == (sft.messages, str(problem))
+    table = pa.Table.from_pylist([{**records[0], "completion": reply}] * 2)
+    pq.write_table(table, tmp_path / "u.parquet")
+    rows = list(read_preferences(PreferencesConfig(str(tmp_path / "u.parquet"))))
+    assert [row.responses for row in rows] == [good.responses] * 2
+
+
+def test_single_responses_that_can_not_be_used_are_refused(tmp_path):
+    one = {"prompt": "Why?", "completion": "a", "label": True}
+    records = [
+        {**one, "label": 1},
+        {**one, "completion": " "},
+        {**one, "strength": "better"},
+        {"promt": "Why?", "completion": "a", "label": True},
+        {**one, "completion": [{"role": "user", "content": "b"}]},
+        {"prompt": "Why?", "completion": "a"},
+    ]
+    assert problems(preferences(tmp_path / "u.jsonl", records)) == [
+        "u.jsonl:1: wrong type ('label' is a number, not true or false)",
+        "u.jsonl:2: empty response (completion)",
+        "u.jsonl:3: bad ranking ('strength' has no meaning for a single response)",
+        "u.jsonl:4: missing field (no 'prompt' (did you mean 'promt'?))",
+        "u.jsonl:5: bad message (completion: a response has the assistant's messages, not the"
+        " user's)",
+        "u.jsonl:6: unknown form (neither responses, nor chosen and rejected, nor completion and"
+        " label (known: completion, prompt))",
+    ]
+
+
 def test_the_shared_data_reads_as_what_it_is(shared):
     path = shared / "data" / "gsm8k" / "train_first2500.jsonl"
     found = conversations(path, prompt_field="question", completion_field="answer", max_records=50)

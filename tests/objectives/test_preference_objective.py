@@ -140,7 +140,9 @@ def test_against_itself_a_model_starts_at_log_2_or_a_half(loss):
     expected = 6 * 0.5 if loss == "kto" else 3 * math.log(2.0)
     assert value == pytest.approx(expected, rel=1e-6)
     names = ("margin", "accuracy", "chosen_reward")
-    assert {sums[f"pairs_{n}" if loss == "kto" else n] for n in names} == {0.0}
+    if loss == "kto":
+        names = ("pairs_margin", "pairs_accuracy", "desirable_reward", "undesirable_reward")
+    assert {sums[name] for name in names} == {0.0}
 
 
 def test_swapping_all_pairs_changes_the_loss_by_the_margins():
@@ -216,6 +218,45 @@ def test_kto_by_hand_with_the_divergence_of_mismatched_responses():
     figures = objective(KTO).figures({**sums, "loss": loss})
     assert figures["divergence"] == pytest.approx(z, rel=RTOL)
     assert figures["margin"] == pytest.approx(0.1 * (ratios[:, 0] - ratios[:, 1]).mean(), rel=RTOL)
+
+
+def singles():
+    """The responses of `KTO_ROWS` without pairs, two rows a record: the first with a mismatched."""
+    apart = [(Row((a, other)), Row((b,))) for a, b, other in (row.responses for row in KTO_ROWS)]
+    return tuple(row for rows in apart for row in rows)
+
+
+def test_single_responses_have_the_loss_of_the_same_ones_in_pairs():
+    """Of a Llama, gradients too; figures of pairs are told only where there are pairs."""
+    paired = run(objective(KTO), lay_rows(KTO_ROWS, 32))
+    loss, sums, grads = run(objective(KTO), lay_rows(singles(), 24))
+    assert loss == pytest.approx(paired[0], rel=RTOL)
+    assert_same_gradients(grads, paired[2])
+    assert (sums["responses"], sums["pairs"]) == (6, 0)
+    same = {n for n in sums if not n.startswith("pairs")}
+    assert {n: sums[n] for n in same} == pytest.approx({n: paired[1][n] for n in same}, rel=1e-4)
+    told = objective(KTO).figures({**sums, "loss": loss})
+    both = objective(KTO).figures({**paired[1], "loss": paired[0]})
+    assert set(told) == {"loss", "nll", "divergence", "chosen_reward", "rejected_reward"}
+    assert set(both) - set(told) == {"margin", "accuracy"}
+    assert told == pytest.approx({name: both[name] for name in told}, rel=1e-4)
+
+
+def test_single_responses_by_hand():
+    """Two desirable and one undesirable: rewards are means of each kind."""
+    (a, _, x), (_, d, y), (e, _, _) = (row.responses for row in KTO_ROWS)
+    rows = [Row((a, x)), Row((d, y)), Row((e,))]
+    loss, sums = run_table(objective(KTO), lay_rows(rows, 24), seed=1, frozen_seed=0)
+    ratios = ratios_by_hand(seeds=(1, 0))
+    z = max(ratios[:2, 2].mean(), 0.0)
+    wanted = sum(1.5 / (1 + np.exp(0.1 * (ratios[i, 0] - z))) for i in (0, 2))
+    wanted += 0.5 / (1 + np.exp(0.1 * (z - ratios[1, 1])))
+    wanted -= 0.2 * sum(logps_by_hand(1)[i][0].mean() for i in (0, 2))
+    assert loss == pytest.approx(wanted, rel=RTOL)
+    figures = objective(KTO).figures({**sums, "loss": loss})
+    assert figures["loss"] == pytest.approx(wanted / 3, rel=RTOL)
+    assert figures["chosen_reward"] == pytest.approx(0.1 * ratios[[0, 2], 0].mean(), rel=RTOL)
+    assert figures["rejected_reward"] == pytest.approx(0.1 * ratios[1, 1], rel=RTOL)
 
 
 def test_an_edited_record_is_three_pairs_of_three_responses():

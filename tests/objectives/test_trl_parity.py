@@ -13,7 +13,7 @@ import pytest
 import trl_figures
 from flax import nnx
 from response_batches import EXECUTION, MODEL, SCALAR, Row, lay_rows, mesh_of, model_on
-from trl_figures import DISTILL_CASES, DPO_CASES, POLICY, REFERENCE, REWARD_CASES
+from trl_figures import DISTILL_CASES, DPO_CASES, KTO_ROWS, POLICY, REFERENCE, REWARD_CASES
 from weights_by_seed import weights
 
 from llama_jax.objectives.objective import make_objective
@@ -61,7 +61,10 @@ def recorded(config, seed, kind):
 def packed(kind):
     """The records in rows of several, of one shape: each with a mismatched response, or by two."""
     if kind == "preference":
-        return lay_rows(trl_figures.KTO_ROWS, 32, gap=1)
+        return lay_rows(KTO_ROWS, 32, gap=1)
+    if kind == "single responses":
+        apart = [(Row((a,)), Row((x, b))) for a, b, x in (r.responses for r in KTO_ROWS)]
+        return lay_rows([row for rows in apart for row in rows], 32, gap=1)
     first, second, third, fourth = trl_figures.ROWS
     rows = [joined(first, fourth), Row(()), joined(second, third), Row(())]
     return lay_rows(rows, 32, last_only=kind == "reward")
@@ -72,10 +75,10 @@ def joined(one, other):
     return Row((*one.responses, *other.responses), (pair, (chosen + 2, rejected + 2, strength)))
 
 
-def figures(name):
+def figures(name, kind=None):
     """Held-out figures of one batch."""
     objective, config = make_objective(CASES[name], EXECUTION), MODEL
-    kind = "preference" if name in DPO_CASES else "distillation"
+    kind = kind or ("preference" if name in DPO_CASES else "distillation")
     if name in REWARD_CASES:
         kind, config = "reward", SCALAR
     model = recorded(config, POLICY, kind)
@@ -95,6 +98,14 @@ def test_losses_and_metrics_are_the_stored_ones_of_trl(name):
     theirs = trl_figures.stored()[name]
     assert len(theirs) >= 2
     assert_all_near(figures(name), theirs)
+
+
+def test_single_responses_have_the_stored_figures_of_trls_kto():
+    theirs = {n: x for n, x in trl_figures.stored()["kto"].items() if n != "margin"}
+    assert theirs.keys() == {"loss", "chosen_reward", "rejected_reward", "divergence"}
+    ours = figures("kto", "single responses")
+    assert "margin" not in ours
+    assert_all_near(ours, theirs)
 
 
 @pytest.mark.slow

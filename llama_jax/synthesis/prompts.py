@@ -1,4 +1,4 @@
-"""Prompts with what their answers are held against: the lines of a JSON file, each once."""
+"""Prompts with what their answers are held against: the records of a file, each once."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_jax.inference.requests import Request, parse_requests
+from llama_jax.config.loading import ConfigError, nearest
+from llama_jax.data.files import SourceFile
+from llama_jax.data.reading import Problem
+from llama_jax.data.record_files import SUFFIXES, read_records
+from llama_jax.inference.requests import Request, as_conversation, parse_requests, read_requests
 from llama_jax.tokenizers.chat import Message, message_to_json
 
 _READ_AS_REQUEST = ("prompt", "messages", "tools")
@@ -53,20 +57,19 @@ class Prompt:
 
 
 def read_prompts(path: Path, *, system: str | None = None) -> list[Prompt]:
-    """The prompts of a file: a text a line, or JSON lines with `prompt` or `messages`.
+    """The prompts of a file: a text a line, or records with `prompt` or `messages`.
 
     Args:
-      path: fields of other names become the prompt's reference.
+      path: JSON lines, plain, gzip or zstd, a JSON list, or Parquet, by its suffix; of any other
+        suffix lines as `inference.requests.read_requests` takes them. Fields of other names become
+        the prompt's reference.
       system: a system message put before each conversation; texts become users' messages then.
 
     Raises:
-      ConfigError: the file or a line of it, as `inference.requests.read_requests` says.
-      SynthesisError: two lines that ask the same, whose samples would be the same.
+      ConfigError: the file or a record of it, with its line, item or row.
+      SynthesisError: two records that ask the same, whose samples would be the same.
     """
-    from llama_jax.inference.requests import as_conversation, read_requests
-
-    requests = read_requests(path)
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    requests, lines = _lines(path) if _holds_lines(path) else _records(path)
     if system is not None:
         requests = [as_conversation(request, system) for request in requests]
     pairs = zip(requests, lines, strict=True)
@@ -99,6 +102,38 @@ def check_distinct(prompts: list[Prompt], source: str) -> list[Prompt]:
                 "samples would be the same too, so leave one out"
             )
     return prompts
+
+
+def _holds_lines(path: Path) -> bool:
+    """Plain lines, which may be texts, and not what records are kept in."""
+    return path.suffix == ".jsonl" or not path.name.endswith(SUFFIXES)
+
+
+def _lines(path: Path) -> tuple[list[Request], list[str]]:
+    requests = read_requests(path)
+    return requests, [s for s in path.read_text(encoding="utf-8").split("\n") if s.strip()]
+
+
+def _records(path: Path) -> tuple[list[Request], list[str]]:
+    """The requests, and each record as a line of JSON."""
+    if not path.is_file():
+        raise ConfigError("No such file or directory", source=str(path))
+    file = SourceFile(path.name, str(path), path.stat().st_size, path.name)
+    lines: list[str] = []
+    for record in read_records(file, lambda size: None):
+        if isinstance(record, Problem):
+            if record.reason == "empty_document" and record.line is not None:
+                lines.append("")
+                continue
+            raise ConfigError(str(record._replace(file=str(path))))
+        if not {"prompt", "messages"} & record.fields.keys():
+            known = nearest("prompt", list(record.fields))
+            raise ConfigError(
+                f"neither 'prompt' nor 'messages'{known}", source=f"{path}:{record.line}"
+            )
+        # Dates and the like, which only Parquet has, are kept as texts.
+        lines.append(json.dumps(record.fields, default=str))
+    return parse_requests(lines, str(path)), [line for line in lines if line]
 
 
 def _messages_of(request: Request) -> tuple[Message, ...]:

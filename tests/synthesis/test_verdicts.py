@@ -1,6 +1,12 @@
 """Patterns, functions, and sets of verifiers."""
 
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.synthesis.answers import ExactAnswer
@@ -68,6 +74,42 @@ def test_prompts_of_a_file_keep_their_other_fields(tmp_path):
     assert (second.number, second.messages[1].content) == (1, "b")
     path.write_text("what?\nwhy?\n")
     assert [p.messages[0].content for p in read_prompts(path)] == ["what?", "why?"]
+
+
+def test_prompts_of_every_kind_of_file_are_the_same(tmp_path):
+    asked = [{"role": "user", "content": "b"}]
+    records = [{"prompt": "a", "answer": 1}, {"messages": asked, "tests": ["x", "y"]}]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "p.jsonl").write_text(text)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(text.replace("\n", "\n\n").encode()))
+    (tmp_path / "p.jsonl.zst").write_bytes(zstandard.compress(text.encode()))
+    (tmp_path / "p.json").write_text(json.dumps(records, indent=1))
+    every = dict.fromkeys(("prompt", "answer", "messages", "tests"))  # a column each, null or not
+    table = pa.Table.from_pylist([{**every, **record} for record in records])
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = {path.name: read_prompts(path) for path in sorted(tmp_path.iterdir())}
+    assert set(found) == {"p.json", "p.jsonl", "p.jsonl.gz", "p.jsonl.zst", "p.parquet"}
+    for prompts in found.values():
+        assert prompts == found["p.jsonl"]
+        assert [p.fingerprint for p in prompts] == [p.fingerprint for p in found["p.jsonl"]]
+
+
+def test_prompts_that_a_file_does_not_hold_are_told_by_row(tmp_path):
+    path = tmp_path / "p.parquet"
+    pq.write_table(
+        pa.Table.from_pylist([{"prompt": "a", "question": None}, {"question": "b"}]), path
+    )
+    told = r"p\.parquet:2: neither 'prompt' nor 'messages' \(known: question\)$"
+    with pytest.raises(ConfigError, match=told):
+        read_prompts(path)
+    pq.write_table(pa.Table.from_pylist([{"prompt": 1}]), path)
+    with pytest.raises(ConfigError, match=r"p\.parquet:1: prompt: not a text$"):
+        read_prompts(path)
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(ConfigError, match=r"p\.parquet: unreadable file \(Parquet"):
+        read_prompts(path)
+    with pytest.raises(ConfigError, match=r"none\.json: No such file or directory$"):
+        read_prompts(tmp_path / "none.json")
 
 
 def test_two_prompts_that_ask_the_same_are_refused(tmp_path):

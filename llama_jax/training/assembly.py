@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from llama_jax.config.run import DistillConfig, DPOConfig, RunConfig
 from llama_jax.data.device import field_sharding, host_rows
 from llama_jax.data.fields import Field, batch_fields
+from llama_jax.kernels.self_check import choose_and_check
 from llama_jax.objectives.objective import Objective, make_objective
 from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import Schedule, make_schedule
@@ -85,6 +86,26 @@ def _abstract_batch(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
         name: jax.ShapeDtypeStruct(field.shape, field.dtype, sharding=field_sharding(name, mesh))
         for name, field in stored_fields(config).items()
     }
+
+
+def checked_attention(config: RunConfig) -> str:
+    """Which backend attention gets on the current mesh, in a line to print.
+
+    Raises:
+      ConfigError: it can't run here, or computes wrongly.
+    """
+    model, execution = config.model, config.execution
+    return choose_and_check(
+        backend=execution.attention,
+        context=execution.context_attention,
+        dtype=execution.compute_dtype,
+        rows=config.data.batch_size // config.training.microbatches,
+        length=config.data.seq_len,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        check=execution.check_attention,
+    )
 
 
 def stored_fields(config: RunConfig) -> dict[str, Field]:

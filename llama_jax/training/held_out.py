@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -50,15 +51,28 @@ def evaluate(
     batches: HeldOutBatches,
     mesh: Mesh,
 ) -> HeldOut:
-    """The figures of a state's parameters over one pass; sums are kept in float64 on the host.
+    """The figures of a state's parameters over one pass; see `evaluate_params`."""
+    params = best_params(state)
+    return evaluate_params(params, state.frozen, eval_step, objective, batches, mesh)
+
+
+def evaluate_params(
+    params: Any,
+    frozen: Mapping[str, Any],
+    eval_step: JittedStep,
+    objective: Objective,
+    batches: HeldOutBatches,
+    mesh: Mesh,
+) -> HeldOut:
+    """The figures of parameters over one pass; sums are kept in float64 on the host.
 
     Every token that a document's ids predict counts, its end mark included; what the begin mark
     costs is nothing, for it is given.
     """
     sums: dict[str, float] = collections.defaultdict(float)
-    params, text_bytes = best_params(state), 0.0
+    text_bytes = 0.0
     for batch, batch_bytes in batches():
-        found = jax.device_get(eval_step(params, state.frozen, to_device(batch, mesh)))
+        found = jax.device_get(eval_step(params, frozen, to_device(batch, mesh)))
         for name, value in found.items():
             sums[name] += float(value)
         text_bytes += batch_bytes

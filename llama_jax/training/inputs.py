@@ -112,14 +112,15 @@ def _prepare(config: RunConfig, folder: Path, say: Say) -> Inputs:
     tokenizer = open_tokenizer(config, folder)
     return Inputs(
         tokenizer,
-        _open(config, "sources", tokenizer, folder, say),
-        _open(config, "held_out", tokenizer, folder, say),
+        open_part(config, "sources", tokenizer, folder, say),
+        open_part(config, "held_out", tokenizer, folder, say),
     )
 
 
-def _open(
+def open_part(
     config: RunConfig, part: Part, tokenizer: Tokenizer, folder: Path, say: Say
 ) -> list[StoredDocuments]:
+    """The tokenised documents of the sources or of what is held out, made in `folder` if absent."""
     opened = open_documents(
         config.data,
         part,

@@ -25,13 +25,12 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import chip_of, find_slice
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import DistillConfig, RunConfig
-from llama_jax.kernels.self_check import choose_and_check
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_figures, plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
 from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.training.assembly import Assembly, assemble, needs_reference
+from llama_jax.training.assembly import Assembly, assemble, checked_attention, needs_reference
 from llama_jax.training.compatibility import check_compatible
 from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import (
@@ -134,7 +133,7 @@ class _Run:
         config = self.config
         self._say_devices()
         assembly = assemble(config, self.mesh)
-        self._check_attention()
+        self.say(checked_attention(config))
         inputs = prepare_inputs(config, self.run_dir, self.say)
         check_teacher(config, inputs.tokenizer)
         self._say_sizes(inputs)
@@ -286,22 +285,6 @@ class _Run:
                 f"{meant.chip.device_kind}), runs on {len(devices)} devices "
                 f"{devices[0].device_kind}"
             )
-
-    def _check_attention(self) -> None:
-        """Say which backend attention gets; refuse to train on one that computes wrongly."""
-        model, execution = self.config.model, self.config.execution
-        line = choose_and_check(
-            backend=execution.attention,
-            context=execution.context_attention,
-            dtype=execution.compute_dtype,
-            rows=self.config.data.batch_size // self.config.training.microbatches,
-            length=self.config.data.seq_len,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            check=execution.check_attention,
-        )
-        self.say(line)
 
     def _say_sizes(self, inputs: Inputs) -> None:
         config = self.config

@@ -10,8 +10,10 @@ from in_memory import CONFIG, ArraySource, random_source, values_of
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.interchange import averaging
-from llama_jax.interchange.averaging import AveragedSource, average, greedy_soup
+from llama_jax.interchange.averaging import average
 from llama_jax.interchange.averaging_checks import tokenizer_difference
+from llama_jax.interchange.averaging_greedy import Trial, greedy_soup
+from llama_jax.interchange.averaging_source import AveragedSource
 from llama_jax.interchange.conversion_options import Options
 from llama_jax.interchange.gguf_writing import write_gguf
 from llama_jax.interchange.hugging_face_writing import write_hugging_face
@@ -174,7 +176,7 @@ def test_another_tokenizer_is_refused_by_what_differs(changes, complaint):
         ({"weights": [1, -1, 1]}, "--weights: -1 is not a weight; at least 0"),
         ({"weights": [1, float("nan"), 1]}, "--weights: nan is not a weight"),
         ({"weights": [0, 0, 0]}, "--weights: all are 0"),
-        ({"weights": [1, 1, 1], "score": len}, "a greedy soup's weights are its own"),
+        ({"weights": [1, 1, 1], "held_out_loss": len}, "a greedy soup's weights are its own"),
         ({"to": "hff"}, "unknown format 'hff'"),
     ],
 )
@@ -224,29 +226,66 @@ def constant(value):
     return ArraySource(CONFIG, arrays)
 
 
-def near(target):
-    return lambda source: -abs(float(source.tensors["final_norm.scale"].read_all()[0]) - target)
+def far_from(target):
+    """A loss of constants: how far their value is from `target`."""
+    return lambda source: abs(float(source.tensors["final_norm.scale"].read_all()[0]) - target)
 
 
-def test_a_greedy_soup_takes_what_does_not_lower_the_score():
-    sources = [constant(value) for value in (0.0, 5.0, 2.0, -9.0)]
-    soup = greedy_soup(sources, near(1.5))
-    # 2 first, then with 0 the mean is 1 (as far off), then with 5 2.33, with -9 -2.33: refused.
-    assert soup.shares == (0.5, 0.0, 0.5, 0.0)
-    assert soup.scores == (-1.5, -3.5, -0.5, -10.5)
-    assert soup.score == -0.5
-    alone = greedy_soup(sources, near(5.0))
-    assert (alone.shares, alone.score) == ((0.0, 1.0, 0.0, 0.0), 0.0)
-    with pytest.raises(ConfigError, match="its held-out score is nan"):
+def test_a_greedy_soup_takes_what_does_not_raise_the_loss():
+    sources, said = [constant(value) for value in (0.0, 5.0, 2.0, -9.0)], []
+    # 2 first; with 0 the mean is 1, as far off; then with 5 it is 7/3, with -9 -7/3: left out.
+    assert greedy_soup(sources, far_from(1.5), said.append) == [
+        Trial(loss=1.5, place=2, kept=True, soup_loss=0.5),
+        Trial(loss=3.5, place=3, kept=False, soup_loss=pytest.approx(7 / 3 - 1.5)),
+        Trial(loss=0.5, place=1, kept=True, soup_loss=0.5),
+        Trial(loss=10.5, place=4, kept=False, soup_loss=pytest.approx(7 / 3 + 1.5)),
+    ]
+    assert said[4:] == [
+        "with arrays the mean's is 0.5000: kept",
+        "with arrays the mean's is 0.8333: left out",
+        "with arrays the mean's is 3.8333: left out",
+    ]
+    alone = greedy_soup(sources, far_from(5.0))
+    assert [trial.kept for trial in alone] == [False, True, False, False]
+    with pytest.raises(ConfigError, match="arrays: its held-out loss is nan"):
         greedy_soup(sources, lambda source: float("nan"))
 
 
-def test_a_greedy_soup_is_written_with_its_scores(folders, tmp_path):
-    def score(source):
-        return -abs(float(source.tensors["final_norm.scale"].read_all().mean()) - 1.0)
+def test_a_later_ingredient_may_be_kept_after_one_that_was_not():
+    # Of 5: 4 is 1 off; with 3.5 the mean is further, 3.75; with 7, without 3.5, it is 5.5.
+    soup = greedy_soup([constant(value) for value in (4.0, 3.5, 7.0)], far_from(5.0))
+    assert [(trial.kept, trial.soup_loss) for trial in soup] == [
+        (True, 1.0),
+        (False, 1.25),
+        (True, 0.5),
+    ]
 
-    report = average(folders, tmp_path / "out", score=score)
-    kept = [each.weight for each in report.ingredients]
-    assert sum(kept) == pytest.approx(1.0)
-    assert report.score >= max(each.score for each in report.ingredients)
-    assert report.score == pytest.approx(score(open_source(tmp_path / "out")), abs=1e-6)
+
+def test_equal_ingredients_are_tried_as_they_were_given():
+    soup = greedy_soup([constant(value) for value in (1.0, 3.0, 1.0)], far_from(2.0))
+    assert [(trial.place, trial.soup_loss) for trial in soup] == [
+        (1, 1.0),
+        (2, 0.0),
+        (3, pytest.approx(1 / 3)),
+    ]
+
+
+def test_a_greedy_soup_is_written_with_its_losses(folders, tmp_path):
+    def loss(source):
+        return abs(float(source.tensors["final_norm.scale"].read_all().mean()) - 1.0)
+
+    report = average(folders, tmp_path / "out", held_out_loss=loss)
+    trials = [each.trial for each in report.ingredients]
+    kept = [seed for seed, trial in enumerate(trials) if trial.kept]
+    assert_close(open_source(tmp_path / "out"), mean_of(kept, [1] * len(kept)))
+    assert [each.weight for each in report.ingredients] == [
+        pytest.approx(trial.kept / len(kept)) for trial in trials
+    ]
+    assert report.loss == pytest.approx(loss(open_source(tmp_path / "out")), abs=1e-6)
+    told = json.loads((tmp_path / "out" / "averaged.json").read_text())
+    assert told["loss"] == report.loss <= min(trial.loss for trial in trials)
+    assert told["ingredients"][1] == {
+        "path": str(folders[1]),
+        "weight": report.ingredients[1].weight,
+        **dataclasses.asdict(trials[1]),
+    }

@@ -79,6 +79,7 @@ def score_stage(config: RoundsConfig, number: int) -> Stage:
         ("scored", "conversations", "preferences"),
         run,
         uses=(*uses, *(("conversations",) if table.keep_earlier else ())),
+        stays=("conversations",),
         settings={"score": to_table(table), **_shared(config)},
     )
 
@@ -111,6 +112,8 @@ def critic_stage(config: RoundsConfig, number: int) -> Stage:
         ("conversations", "preferences"),
         run,
         uses=("reward_model",),
+        # They are those of `score` then.
+        stays=("conversations", "preferences"),
         settings={"critic": to_table(table), **_shared(config)},
     )
 

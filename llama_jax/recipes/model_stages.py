@@ -2,14 +2,20 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
-from llama_jax.config.loading import to_table
+from llama_jax.config.files import load_run_config
+from llama_jax.config.loading import ConfigError, to_table
+from llama_jax.config.run import RunConfig
 from llama_jax.evals.win_rate import Judge, Match, PassJudge, ScoreJudge, first_rate, judge_matches
 from llama_jax.interchange.averaging import average
+from llama_jax.interchange.averaging_greedy import HeldOutLoss
 from llama_jax.interchange.conversion_options import Options
 from llama_jax.recipes.data_stages import model_table, newest_scorer, prompts_of, telling
-from llama_jax.recipes.settings import CompareTable, RoundsConfig
+from llama_jax.recipes.run_artifacts import artifacts_of, resolved
+from llama_jax.recipes.settings import CompareTable, JudgingRun, RoundsConfig
 from llama_jax.recipes.stages import Context, Result, Stage
 from llama_jax.synthesis.journal import write_lines
 from llama_jax.synthesis.prompts import Prompt
@@ -24,22 +30,56 @@ def average_stage(config: RoundsConfig) -> Stage:
     """The mean of the models named becomes the newest."""
     table = config.average
     assert table is not None
+    judge = None if table.greedy is None else _judge_of(table.greedy)
+    needs, uses = (set(), set()) if judge is None else artifacts_of(judge)
 
     def run(context: Context) -> Result:
-        report = average(
-            [context.inputs[name] for name in table.of],
-            context.folder / "averaged",
-            weights=table.weights,
-            # What a killed call left there is written again.
-            options=Options(overwrite=True),
-        )
-        shares = {
-            name: each.weight for name, each in zip(table.of, report.ingredients, strict=True)
-        }
-        return Result({"model": context.folder / "averaged"}, {"shares": shares})
+        paths = [context.inputs[name] for name in table.of]
+        with _held_out_loss(judge, context, paths[0]) as held_out_loss:
+            report = average(
+                paths,
+                context.folder / "averaged",
+                weights=table.weights,
+                held_out_loss=held_out_loss,
+                # What a killed call left there is written again.
+                options=Options(overwrite=True),
+                said=context.say,
+            )
+        named = list(zip(table.of, report.ingredients, strict=True))
+        figures: dict[str, Any] = {"shares": {name: each.weight for name, each in named}}
+        if judge is not None:
+            figures["losses"] = {name: each.trial.loss for name, each in named if each.trial}
+            figures["loss"] = report.loss
+        return Result({"model": context.folder / "averaged"}, figures)
 
-    needs = tuple(dict.fromkeys(table.of))
-    return Stage("average", needs, ("model",), run, settings=to_table(table))
+    return Stage(
+        "average",
+        tuple(dict.fromkeys((*table.of, *sorted(needs)))),
+        ("model",),
+        run,
+        uses=tuple(sorted(uses - needs - set(table.of))),
+        stays=("model",),
+        settings={**to_table(table), **({} if judge is None else {"judge": to_table(judge)})},
+    )
+
+
+def _judge_of(table: JudgingRun) -> RunConfig:
+    """The run as a judge, which trains on nothing: what is held out is all of its data."""
+    run = load_run_config(table.run, table.set)
+    if not run.data.held_out:
+        raise ConfigError("nothing is held out to choose by", key="average.greedy.run")
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, sources=run.data.held_out))
+
+
+def _held_out_loss(
+    judge: RunConfig | None, context: Context, path: Path
+) -> AbstractContextManager[HeldOutLoss | None]:
+    if judge is None:
+        return nullcontext()
+    # Here, not above: the module loads all that training does.
+    from llama_jax.training.held_out_loss import opened_held_out_loss
+
+    return opened_held_out_loss(resolved(judge, context.inputs), path, say=context.say)
 
 
 def compare_stage(config: RoundsConfig, number: int) -> Stage:

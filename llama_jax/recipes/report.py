@@ -42,6 +42,8 @@ def _markdown(rounds: list[dict[str, Any]]) -> str:
     for each in rounds:
         for name, stage in each["stages"].items():
             told = "; ".join(_told(stage["figures"]))
+            if "skipped" in stage:
+                told = f"skipped: {stage['skipped']}"
             lines.append(f"| {each['round']} | {name} | {told} | {stage['seconds']:.1f} |")
     return "\n".join(lines) + "\n"
 

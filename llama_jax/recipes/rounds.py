@@ -4,7 +4,8 @@ ROUNDS/round_1/1_sft/   the stage's own folder; `stage.json` in it says that it 
 ROUNDS/report.json      the figures of all stages of all rounds that are done, ROUNDS/report.md too
 
 A killed call goes on where it stopped: stages that are done are passed over, one that was begun is
-called again. Both hold only while inputs and settings are those of then; else it is an error.
+called again. Both hold only while inputs and settings are those of then; else it is an error. A
+stage with nothing to work on is skipped, and so are those that need what it would have made.
 """
 
 import fcntl
@@ -50,7 +51,7 @@ def run_rounds(
 
     Raises:
       ConfigError: a stage whose needs nothing makes; before anything is run.
-      RecipeError: inputs or settings that have changed under a stage.
+      RecipeError: inputs or settings that have changed under a stage, a round that trained nothing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plans = {number: list(make_stages(number)) for number in range(1, count + 1)}
@@ -60,8 +61,10 @@ def run_rounds(
             if number > 1 and between is not None:
                 artifacts = between(number, artifacts)
             say(f"round {number} of {count}")
-            artifacts = run_round(folder / f"round_{number}", stages, artifacts, say=say)
-            write_report(folder, say)
+            try:
+                artifacts = run_round(folder / f"round_{number}", stages, artifacts, say=say)
+            finally:
+                write_report(folder, say)
     return artifacts
 
 
@@ -73,11 +76,17 @@ def run_round(
     Raises: as `run_rounds`.
     """
     check_stages(stages, artifacts)
-    known = dict(artifacts)
+    known, skipped = dict(artifacts), {}
     for place, stage in enumerate(stages, 1):
         own = folder / f"{place}_{stage.name}"
-        wanted = (*stage.needs, *(name for name in stage.uses if name in known))
-        known |= _run_stage(stage, own, {name: known[name] for name in wanted}, say)
+        inputs = {name: known[name] for name in (*stage.needs, *stage.uses) if name in known}
+        made, reason = _run_stage(stage, own, inputs, say)
+        if reason is not None:
+            skipped[stage.name] = reason
+            for name in set(stage.makes) - set(stage.stays):
+                known.pop(name, None)
+            _check_training(folder, stages, skipped)
+        known |= made
     return known
 
 
@@ -104,6 +113,17 @@ def check_stages(stages: Sequence[Stage], artifacts: Artifacts) -> set[str]:
     return known
 
 
+def _check_training(folder: Path, stages: Sequence[Stage], skipped: Mapping[str, str]) -> None:
+    """Raise `RecipeError` where all stages that train were skipped: nothing can come of the round.
+
+    Before what is left of it, for that would average and compare what was there.
+    """
+    names = [stage.name for stage in stages if stage.trains]
+    if names and skipped.keys() >= set(names):
+        reasons = "; ".join(f"{name}: {skipped[name]}" for name in names)
+        raise RecipeError(f"{folder}: nothing to train on. {reasons}")
+
+
 def _check_all(
     plans: Mapping[int, Sequence[Stage]],
     artifacts: Artifacts,
@@ -117,15 +137,19 @@ def _check_all(
         known = {name: known.get(name, Path()) for name in check_stages(stages, known)}
 
 
-def _run_stage(stage: Stage, folder: Path, inputs: Mapping[str, Path], say: Say) -> dict[str, Path]:
+def _run_stage(
+    stage: Stage, folder: Path, inputs: Mapping[str, Path], say: Say
+) -> tuple[dict[str, Path], str | None]:
+    """What it made, and why it was skipped if it was."""
     begun = {"settings": _plain(stage.settings), "inputs": _described(inputs)}
     done = _read(folder / DONE_FILE)
     if done is not None:
         _check_unchanged(done, begun, folder / DONE_FILE)
         outputs = {name: Path(entry["path"]) for name, entry in done["outputs"].items()}
         _check_outputs(done["outputs"], folder)
-        say(f"{folder.name}: done already")
-        return outputs
+        reason = done.get("skipped")
+        say(f"{folder.name}: {f'skipped: {reason}' if reason else 'done already'}")
+        return outputs, reason
     earlier = _read(folder / BEGUN_FILE)
     if earlier is not None:
         _check_unchanged(earlier, begun, folder / BEGUN_FILE)
@@ -133,7 +157,11 @@ def _run_stage(stage: Stage, folder: Path, inputs: Mapping[str, Path], say: Say)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / BEGUN_FILE, begun)
     begun_s = time.perf_counter()
-    result = stage.run(Context(folder, inputs, say))
+    missing = [name for name in stage.needs if name not in inputs]
+    if missing:
+        result = Result(skipped=f"there is no '{missing[0]}'; what makes it was skipped")
+    else:
+        result = stage.run(Context(folder, inputs, say))
     _check_made(stage, result)
     record = {
         "stage": stage.name,
@@ -142,8 +170,11 @@ def _run_stage(stage: Stage, folder: Path, inputs: Mapping[str, Path], say: Say)
         "figures": _plain(result.figures),
         "seconds": time.perf_counter() - begun_s,
     }
+    if result.skipped is not None:
+        record["skipped"] = result.skipped
+        say(f"{folder.name}: skipped: {result.skipped}")
     _write(folder / DONE_FILE, record)
-    return dict(result.outputs)
+    return dict(result.outputs), result.skipped
 
 
 def _described(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
@@ -187,10 +218,9 @@ def _check_outputs(outputs: Mapping[str, Mapping[str, str]], folder: Path) -> No
 
 
 def _check_made(stage: Stage, result: Result) -> None:
-    if set(result.outputs) != set(stage.makes):
-        raise RecipeError(
-            f"stage {stage.name} made {sorted(result.outputs)}, not {sorted(stage.makes)}"
-        )
+    wanted = () if result.skipped is not None else stage.makes
+    if set(result.outputs) != set(wanted):
+        raise RecipeError(f"stage {stage.name} made {sorted(result.outputs)}, not {sorted(wanted)}")
 
 
 @contextmanager

@@ -85,11 +85,23 @@ class ScoreTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgingRun:
+    """A run's file whose held-out data models are judged on, by its objective."""
+
+    run: str
+    set: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class AverageTable:
-    """The mean of models: `sft_1`, `dpo_2` (a stage and its variant), `start`, `last`, `model`."""
+    """The mean of models: `sft_1`, `dpo_2` (a stage and its variant), `start`, `last`, `model`.
+
+    Uniform, by weights, or a greedy soup: the best one and those that don't make the mean worse.
+    """
 
     of: tuple[str, ...]
     weights: tuple[Annotated[float, NotNegative], ...] | None = None
+    greedy: JudgingRun | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -97,6 +109,8 @@ class AverageTable:
             raise ConfigError("at least two models", key="of")
         if self.weights is not None and len(self.weights) != len(self.of):
             raise ConfigError(f"{len(self.weights)} for {len(self.of)} models", key="weights")
+        if self.weights is not None and self.greedy is not None:
+            raise ConfigError("a greedy soup's weights are its own", key="weights")
 
 
 @dataclasses.dataclass(frozen=True)

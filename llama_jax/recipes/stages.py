@@ -30,10 +30,12 @@ class Result:
     Attributes:
       outputs: paths by artifact, one for each that it makes.
       figures: JSON values that reports show.
+      skipped: why it made nothing, where there was nothing to do it with.
     """
 
-    outputs: Mapping[str, Path]
+    outputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    skipped: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Stage:
       needs: artifacts that must be there.
       uses: artifacts that it takes where they are there.
       makes: artifacts that are there afterwards; later stages get these, not earlier ones.
+      stays: of `makes`, what stays as it was where the stage is skipped; the rest is gone then.
+      trains: a round in which every stage that does is skipped is an error.
       settings: JSON values; all that its outputs depend on beside the inputs.
       run: does it. Called again after a kill, it goes on with what it finds in its folder.
     """
@@ -54,4 +58,6 @@ class Stage:
     makes: tuple[str, ...]
     run: Callable[[Context], Result]
     uses: tuple[str, ...] = ()
+    stays: tuple[str, ...] = ()
+    trains: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -13,8 +13,9 @@ from llama_jax.recipes import training_stages
 from llama_jax.recipes.fingerprints import RecipeError
 from llama_jax.recipes.post_training import run_post_training
 from llama_jax.recipes.report import read_rounds
+from llama_jax.recipes.run_artifacts import empty_sources, resolved, sources_left
 from llama_jax.recipes.settings import TrainTable, Variant, load_rounds_config
-from llama_jax.recipes.training_stages import resolved, training_stage
+from llama_jax.recipes.training_stages import training_stage
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("cli", "interchange")]
 
@@ -265,9 +266,137 @@ def test_a_name_that_is_not_an_artifact_is_told(folder, tmp_path):
         run(folder, tmp_path / "r", 'sft.set=["init.path=\\"@strat\\""]')
 
 
-def test_resolved_leaves_nothing_of_the_names(folder):
+def test_resolved_leaves_nothing_of_the_names(folder, tmp_path):
     config = load_run_config(str(folder / "sft.toml"))
-    paths = {"start": Path("/a"), "conversations": Path("/b")}
-    whole = resolved(config, paths)
-    assert (whole.init.path, whole.data.sources[1].conversations.path) == ("/a", "/b")
+    made = tmp_path / "made.jsonl"
+    made.write_text(json.dumps({"prompt": "2?", "completion": "2"}) + "\n")
+    whole = resolved(config, {"start": Path("/a"), "conversations": made})
+    assert (whole.init.path, whole.data.sources[1].conversations.path) == ("/a", str(made))
     assert "@" not in str(whole)
+
+
+PAIRS = (
+    """data.sources=[{name="made", preferences={path="@preferences"}}]""",
+    """objective={kind="dpo"}""",
+)
+
+
+def dpo_of(folder, *settings):
+    """A setting of rounds: a DPO stage on nothing but what was made of samples."""
+    sets = ", ".join(f"'{setting}'" for setting in (*PAIRS, *settings))
+    return f'dpo={{run="{folder}/sft.toml", set=[{sets}]}}'
+
+
+def test_dpo_without_a_pair_is_skipped_and_the_round_goes_on(folder, tmp_path, trained):
+    # Both samples of a prompt are the same, so none is better; one of three is right.
+    before = len(trained)
+    out = tmp_path / "r"
+    artifacts = run(
+        folder,
+        out,
+        "rounds=1",
+        dpo_of(folder),
+        'stages=["sample", "score", "sft", "dpo", "average", "compare"]',
+        'average={of=["sft_1", "dpo_1"]}',
+    )
+    stages = read_rounds(out)[0]["stages"]
+    assert stages["dpo"]["skipped"] == (
+        f"no pair in source 'made', {(out / 'round_1/2_score/preferences').absolute()}"
+    )
+    assert stages["average"]["skipped"] == "there is no 'dpo_1'; what makes it was skipped"
+    assert artifacts["model"] == folder / "eight"
+    assert stages["compare"]["figures"]["rate"] == 0.625
+    assert len(trained) == before + 1
+
+
+def test_a_round_without_a_right_answer_that_trains_on_nothing_else_ends(folder, tmp_path):
+    only = """data.sources=[{name="made", conversations={path="@conversations"}}]"""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "3?", "answer": 3}) + "\n")
+    settings = (
+        f'prompts=["{prompts}"]',
+        f"sft={{run=\"{folder}/sft.toml\", set=['{only}']}}",
+        dpo_of(folder),
+        'stages=["sample", "score", "sft", "dpo", "compare"]',
+    )
+    with pytest.raises(RecipeError) as error:
+        run(folder, tmp_path / "r", *settings)
+    made = (tmp_path / "r/round_1/2_score").absolute()
+    assert str(error.value) == (
+        f"{tmp_path / 'r/round_1'}: nothing to train on. "
+        f"sft: no conversation in source 'made', {made / 'conversations'}; "
+        f"dpo: no pair in source 'made', {made / 'preferences'}"
+    )
+    assert [each["stage"] for each in read_rounds(tmp_path / "r")[0]["stages"].values()] == [
+        *("sample", "score", "sft", "dpo")
+    ]
+
+
+def pairs_file(folder, *strengths):
+    folder.mkdir(exist_ok=True)
+    records = [
+        {"prompt": f"{i}?", "chosen": "1", "rejected": "2", "strength": strength}
+        for i, strength in enumerate(strengths)
+    ]
+    (folder / "round_1.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def test_pairs_of_other_strengths_or_parts_are_none(folder, tmp_path):
+    strong = """data.sources.0.preferences.strengths=["significantly", "better"]"""
+    config = load_run_config(str(folder / "sft.toml"), [*PAIRS, strong])
+    inputs = {"start": folder, "preferences": pairs_file(tmp_path / "p", "slightly", "marginally")}
+    assert not sources_left(config, inputs)
+    assert empty_sources(config, inputs, "sources") == [
+        f"no pair of strength significantly or better in source 'made', {tmp_path / 'p'}"
+    ]
+    pairs_file(tmp_path / "p", "slightly", "better")
+    assert sources_left(config, inputs)
+    assert empty_sources(config, inputs, "sources") == []
+    aside = "data.sources.0.preferences.part=held_out"
+    none_of = "data.sources.0.preferences.held_out_fraction=0.0"
+    config = load_run_config(str(folder / "sft.toml"), [*PAIRS, aside, none_of])
+    (reason,) = empty_sources(config, inputs, "sources")
+    assert reason.startswith("no pair of part 'held_out' in source 'made'")
+
+
+def test_an_empty_source_among_others_is_left_out_with_a_line(folder, tmp_path, trained):
+    # The second round's `sampled` is there, but no answer was right.
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "3?", "answer": 3}) + "\n")
+    config = load_rounds_config(
+        folder / "rounds.toml",
+        [f'prompts=["{tmp_path / "prompts.jsonl"}"]'],
+        ("critic", "compare"),
+    )
+    said = []
+    run_post_training(config, tmp_path / "r", say=said.append)
+    assert [source.name for source in trained[-1].data.sources] == ["people"]
+    empty = (tmp_path / "r/round_1/3_score/conversations").absolute()
+    assert f"sft: left out: no conversation in source 'sampled', {empty}" in said
+
+
+def test_a_greedy_average_is_by_a_runs_held_out_data(folder, tmp_path, trained):
+    (tmp_path / "held_out.jsonl").write_text(
+        json.dumps({"prompt": "8?", "completion": "\n=8"}) + "\n"
+    )
+    held = f"""data.held_out=[{{name="h", conversations={{path="{tmp_path}/held_out.jsonl"}}}}]"""
+    greedy = f"greedy={{run=\"{folder}/sft.toml\", set=['{held}', 'metrics.progress=false']}}"
+    artifacts = run(
+        folder,
+        tmp_path / "r",
+        "rounds=1",
+        f'average={{of=["start", "sft_1"], {greedy}}}',
+        without=("sample", "score", "critic", "compare"),
+    )
+    figures = read_rounds(tmp_path / "r")[0]["stages"]["average"]["figures"]
+    # The trained one says =8, the first =7.
+    assert figures["losses"]["sft_1"] < figures["losses"]["start"] - 1
+    assert figures["shares"] == {"start": 0.0, "sft_1": 1.0}
+    assert figures["loss"] == figures["losses"]["sft_1"]
+    assert artifacts["model"] == tmp_path / "r/round_1/2_average/averaged"
+    for table, complaint in {
+        'weights=[1.0, 1.0], greedy={run="debug/sft"}': r"average.weights: a greedy soup's",
+        f'greedy={{run="{folder}/sft.toml"}}': r"average.greedy.run: nothing is held out",
+    }.items():
+        with pytest.raises(ConfigError, match=complaint):
+            run(folder, tmp_path / "no", f'average={{of=["start", "model"], {table}}}')

@@ -232,3 +232,85 @@ def test_a_large_file_is_known_by_its_ends_and_size(tmp_path, monkeypatch):
         path.write_bytes(content)
         found.add(path_fingerprint(path))
     assert len(found) == 4
+
+
+def skipping(calls, *, all_skipped=False):
+    """Stages of which `dpo`, and `sft` too if that is asked, have nothing to train on."""
+
+    def make(name, *makes, reason=None):
+        def run(context):
+            calls.append((name, {key: path.name for key, path in context.inputs.items()}))
+            if reason is not None:
+                return Result(skipped=reason)
+            (context.folder / name).write_text(name)
+            return Result(dict.fromkeys(makes, context.folder / name))
+
+        return run
+
+    no_chat = "no conversation in samples" if all_skipped else None
+    return [
+        Stage("sft", ("model",), ("model", "sft_1"), make("sft", "model", "sft_1", reason=no_chat),
+              stays=("model",), trains=True),
+        Stage("dpo", ("model",), ("model", "dpo_1"), make("dpo", reason="no pair in samples"),
+              stays=("model",), trains=True),
+        Stage("average", ("sft_1", "dpo_1"), ("model",), make("average", "model"),
+              stays=("model",)),
+        Stage("compare", ("model",), (), make("compare"), uses=("dpo_1",)),
+    ]  # fmt: skip
+
+
+def test_a_stage_with_nothing_to_work_on_is_skipped_and_what_needs_it_too(tmp_path):
+    calls, said = [], []
+    first = {**start(tmp_path), "dpo_1": tmp_path / "prompts.txt"}
+    artifacts = run_rounds(tmp_path / "r", 1, lambda n: skipping(calls), first, say=said.append)
+    # The model of before the skipped stages goes on; of another round's `dpo_1` nothing is left.
+    assert artifacts["model"] == tmp_path / "r/round_1/1_sft/sft"
+    assert "dpo_1" not in artifacts
+    assert calls == [
+        ("sft", {"model": "start.txt"}),
+        ("dpo", {"model": "sft"}),
+        ("compare", {"model": "sft"}),
+    ]
+    absent = "there is no 'dpo_1'; what makes it was skipped"
+    assert [line for line in said if "skipped" in line] == [
+        "2_dpo: skipped: no pair in samples",
+        f"3_average: skipped: {absent}",
+    ]
+    stages = read_rounds(tmp_path / "r")[0]["stages"]
+    assert stages["dpo"]["skipped"] == "no pair in samples"
+    assert (stages["average"]["skipped"], stages["average"]["outputs"]) == (absent, {})
+    assert "skipped" not in stages["compare"]
+    assert "| 1 | dpo | skipped: no pair in samples |" in (tmp_path / "r/report.md").read_text()
+
+    again = []
+    done = run_rounds(tmp_path / "r", 1, lambda n: skipping(calls), first, say=again.append)
+    assert (done, len(calls)) == (artifacts, 3)
+    assert "2_dpo: skipped: no pair in samples" in again
+
+
+def test_a_round_that_trains_nothing_is_an_error_that_says_why(tmp_path):
+    calls = []
+    for _ in range(2):
+        with pytest.raises(
+            RecipeError,
+            match=r"round_1: nothing to train on. sft: no conversation in samples; dpo: no pair in",
+        ):
+            run_rounds(
+                tmp_path / "r",
+                2,
+                lambda n: skipping(calls, all_skipped=True),
+                start(tmp_path),
+                say=lambda line: None,
+            )
+    # Nothing was averaged or compared, and nothing done twice.
+    assert [name for name, _ in calls] == ["sft", "dpo"]
+    report = (tmp_path / "r/report.md").read_text()
+    assert "| 1 | sft | skipped: no conversation in samples |" in report
+
+
+def test_a_skipped_stage_makes_nothing(tmp_path):
+    def both(context):
+        return Result({"x": tmp_path}, skipped="no reason")
+
+    with pytest.raises(RecipeError, match=r"stage a made \['x'\], not \[\]"):
+        run_round(tmp_path, [Stage("a", (), ("x",), both)], {}, say=lambda line: None)

@@ -84,7 +84,8 @@ class ConversationsConfig(RecordsConfig):
     # A conversation longer than a row loses whole turns, at its end or at its start (but never the
     # system message), or is left out.
     truncate: Literal["end", "start", "drop"] = "end"
-    # By name, or a jinja file; neither takes the format that the vocabulary is made for.
+    # By name, or a jinja file; neither takes the template that lies with the tokenizer, as `chat`
+    # does, or without one the format that the vocabulary is made for.
     chat_format: str | None = None
     chat_template: str | None = None
 

@@ -29,11 +29,12 @@ from llama_jax.data.example_files import (
 from llama_jax.data.examples import Example
 from llama_jax.data.files import SourceFile
 from llama_jax.data.manifest import MANIFEST_FILE, FileEntry, check_hashes, mismatch
+from llama_jax.data.mismatched import alone, with_mismatched
 from llama_jax.data.reading import Problem, sha256_of
 from llama_jax.data.record_files import record_files
 from llama_jax.data.record_source import read_conversations, read_preferences
 from llama_jax.data.record_summary import Tally
-from llama_jax.data.records import Preference, RecordError, Response
+from llama_jax.data.records import Preference, RecordError
 from llama_jax.data.shard_pool import remove_temporary
 from llama_jax.tokenizers import Tokenizer
 from llama_jax.tokenizers.chat import ChatError, ChatFormat, make_chat_format
@@ -49,6 +50,7 @@ def build_examples(
     folder: Path,
     *,
     progress: bool,
+    template: str | None = None,
 ) -> ExampleManifest:
     """Encode a source into `folder`; a finished build of the same source is returned at once.
 
@@ -58,12 +60,13 @@ def build_examples(
       tokenizer: the run's.
       folder: made if absent; on a local disk.
       progress: draw a bar on stderr.
+      template: the tokenizer's chat template, for sources that name no format.
 
     Raises:
       ConfigError: no file at the source's path, or a chat format that isn't there.
       DataError: the folder belongs to another source, or no record can be used.
     """
-    chat, plan, files = _plan(source, config, tokenizer)
+    chat, plan, files = _plan(source, config, tokenizer, template)
     finished = _finished(folder, plan, files)
     if finished is not None:
         return finished
@@ -112,7 +115,7 @@ def _preferences(
     slots: int,
 ) -> Iterator[Made]:
     wanted = _wanted(source, tally, on_bytes, slots)
-    for record, other in _with_others(wanted) if source.mismatched else _alone(wanted):
+    for record, other in with_mismatched(wanted) if source.mismatched else alone(wanted):
         try:
             made = encoder.preference(
                 record,
@@ -162,43 +165,6 @@ def _checked(record: Preference, source: PreferencesConfig, slots: int) -> Prefe
     return dataclasses.replace(record, pairs=pairs)
 
 
-def _alone(records: Iterable[Preference]) -> Iterator[tuple[Preference, None]]:
-    return ((record, None) for record in records)
-
-
-def _with_others(records: Iterable[Preference]) -> Iterator[tuple[Preference, Response]]:
-    """Each record with a response of the next that asks something else; all by turns.
-
-    Single responses to one prompt often follow each other. The last are given one of the first.
-
-    Raises:
-      DataError: all records ask the same.
-    """
-    waiting: list[Preference] = []  # all of one prompt
-    begun: list[Preference] = []  # the first record, and the first that asks something else
-    count = 0
-    for record in records:
-        if len(begun) < 2 and all(record.prompt != one.prompt for one in begun):
-            begun.append(record)
-        if waiting and waiting[0].prompt != record.prompt:
-            for number, one in enumerate(waiting, count):
-                yield one, _mismatched(record, number)
-            count, waiting = count + len(waiting), []
-        waiting.append(record)
-    if not waiting:
-        return
-    other = next((one for one in begun if one.prompt != waiting[0].prompt), None)
-    if other is None:
-        raise DataError(f"{waiting[0].file}: mismatched responses need more than one prompt")
-    for number, one in enumerate(waiting, count):
-        yield one, _mismatched(other, number)
-
-
-def _mismatched(record: Preference, count: int) -> Response:
-    response = record.responses[count % len(record.responses)]
-    return dataclasses.replace(response, role="mismatched")
-
-
 def _write(folder: Path, made: Iterable[Made], tokenizer: Tokenizer) -> str | None:
     """Store the examples and their sizes; the hash of the former, or None where there is none."""
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -231,9 +197,9 @@ def _sizes(example: Example, bytes_of: np.ndarray) -> tuple[int, ...]:
 
 
 def _plan(
-    source: RecordsSource, config: DataConfig, tokenizer: Tokenizer
+    source: RecordsSource, config: DataConfig, tokenizer: Tokenizer, template: str | None
 ) -> tuple[ChatFormat, ExamplePlan, list[SourceFile]]:
-    chat, name = chat_format_of(source, tokenizer)
+    chat, name = chat_format_of(source, tokenizer, template)
     files = record_files(source.path)
     listing = json.dumps([[file.name, file.size] for file in files])
     plan = ExamplePlan(
@@ -248,13 +214,19 @@ def _plan(
     return chat, plan, files
 
 
-def chat_format_of(source: RecordsSource, tokenizer: Tokenizer) -> tuple[ChatFormat, str]:
+def chat_format_of(
+    source: RecordsSource, tokenizer: Tokenizer, template: str | None
+) -> tuple[ChatFormat, str]:
     """How a source's conversations are written, and a name that changes when that does.
+
+    Args:
+      source: its own format or template goes first.
+      tokenizer: the run's.
+      template: the one that lies with the tokenizer; None leaves it to the vocabulary.
 
     Raises:
       ConfigError: no such format, or no way to tell which one.
     """
-    template = None
     if source.chat_template is not None:
         try:
             template = Path(source.chat_template).read_text(encoding="utf-8")
@@ -265,8 +237,9 @@ def chat_format_of(source: RecordsSource, tokenizer: Tokenizer) -> tuple[ChatFor
         chat = make_chat_format(tokenizer, name=source.chat_format, template=template)
     except ChatError as error:
         raise ConfigError(str(error), key="chat_format") from None
-    digest = "" if template is None else f" {hashlib.sha256(template.encode()).hexdigest()}"
-    return chat, chat.name + digest
+    if template is None or chat.name != "template":
+        return chat, chat.name
+    return chat, f"{chat.name} {hashlib.sha256(template.encode()).hexdigest()}"
 
 
 def _finished(folder: Path, plan: ExamplePlan, files: list[SourceFile]) -> ExampleManifest | None:

@@ -82,6 +82,17 @@ def module_group(name: str) -> str:
     return top.removeprefix("_py").removeprefix("_") or top
 
 
+def local_path(path: str) -> Path:
+    """A path as it is given, or that of a shipped file by `shipped:NAME`.
+
+    Raises:
+      ConfigError: no such shipped file, with the nearest.
+    """
+    if path.startswith(SHIPPED):
+        return Path(_shipped(path.removeprefix(SHIPPED)))
+    return Path(path)
+
+
 def _shipped(name: str) -> str:
     folder = shipped_configs() / "data"
     if not (folder / name).is_file():

@@ -21,23 +21,31 @@ from llama_jax.data.example_files import StoredExamples, open_examples
 from llama_jax.data.examples import LossOn
 from llama_jax.data.shards import ShardedDocuments, open_shards
 from llama_jax.tokenizers.byte import ByteTokenizer
+from llama_jax.tokenizers.chat.template_files import (
+    TEMPLATE_FILE,
+    find_chat_template,
+    template_of_folder,
+)
 from llama_jax.tokenizers.loading import load_tokenizer
 from llama_jax.tokenizers.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizers.tokenizer import Tokenizer
 from llama_jax.tokenizers.training import TRAINERS
 
+TOKENIZER = "tokenizer"
 StoredDocuments = ShardedDocuments | StoredExamples
 
 
 def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
     """The run's tokenizer, which afterwards stands in the run directory whatever its kind.
 
+    With the chat template that lies beside it, which is how records are written by default.
+
     Raises:
       ConfigError: its ids don't fit the model, there is no text to train it on, or the run
         directory holds another one.
       TokenizerError: a file that can't be used.
     """
-    folder, wanted = run_dir / "tokenizer", config.tokenizer
+    folder, wanted = run_dir / TOKENIZER, config.tokenizer
     found = load_tokenizer(folder) if folder.exists() else None
     if isinstance(wanted, configs.TrainedTokenizer):
         tokenizer = found or _train(config.data.sources, wanted)
@@ -58,7 +66,8 @@ def open_tokenizer(config: configs.RunConfig, run_dir: Path) -> Tokenizer:
             key="model.vocab_size",
         )
     if found is None:
-        _save_whole(tokenizer, folder)
+        has_files = isinstance(wanted, configs.TokenizerFile)
+        _save_whole(tokenizer, folder, find_chat_template(Path(wanted.path)) if has_files else None)
     return tokenizer
 
 
@@ -95,7 +104,8 @@ def open_documents(
         records = source.conversations or source.preferences
         if records is not None:
             _check_loss(source, part, loss_on)
-            build_examples(records, config, tokenizer, folder, progress=progress)
+            template = template_of_folder(run_dir / TOKENIZER)
+            build_examples(records, config, tokenizer, folder, progress=progress, template=template)
             opened.append(open_examples(folder, loss_on))
             continue
         if source.text is not None:
@@ -127,8 +137,10 @@ def _train(sources: Sequence[configs.SourceConfig], wanted: configs.TrainedToken
     return train(itertools.chain.from_iterable(map(texts, given)), wanted.vocab_size)
 
 
-def _save_whole(tokenizer: Tokenizer, folder: Path) -> None:
+def _save_whole(tokenizer: Tokenizer, folder: Path, template: str | None) -> None:
     """Save so that a run killed on the way leaves no half of a tokenizer to be found."""
     unfinished = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
     tokenizer.save(unfinished)
+    if template is not None:
+        (unfinished / TEMPLATE_FILE).write_text(template, encoding="utf-8")
     unfinished.replace(folder)

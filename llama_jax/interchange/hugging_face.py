@@ -29,10 +29,10 @@ from llama_jax.interchange.tensors import (
     StoredTensor,
     any_nan,
 )
-from llama_jax.tokenizers import Tokenizer, load_tokenizer
+from llama_jax.tokenizers import Tokenizer, TokenizerError, load_tokenizer
+from llama_jax.tokenizers.chat.template_files import template_of_folder
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
-TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
@@ -72,34 +72,15 @@ class HuggingFaceSource:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """The template in `chat_template.jinja`, `chat_template.json` or the tokenizer's config.
-
-    In this order, as transformers does; of several named ones the one named "default".
+    """That of the folder's tokenizer; see `tokenizers.chat.template_files`.
 
     Raises:
       InterchangeError: a template that is no text, or none of several is the default.
     """
-    if (folder / TEMPLATE_FILE).is_file():
-        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    for name in ("chat_template.json", TOKENIZER_CONFIG_FILE):
-        path = folder / name
-        template = read_json(path).get("chat_template") if path.is_file() else None
-        if template is not None:
-            return _default_template(template, path)
-    return None
-
-
-def _default_template(template: Any, path: Path) -> str:
-    if isinstance(template, list):
-        named = {str(item.get("name")): item.get("template") for item in template}
-        if "default" not in named:
-            raise InterchangeError(
-                f"{path}: chat_template: none of {', '.join(sorted(named))} is named default"
-            )
-        template = named["default"]
-    if not isinstance(template, str):
-        raise InterchangeError(f"{path}: chat_template: expected text, got {template!r}")
-    return template
+    try:
+        return template_of_folder(folder)
+    except TokenizerError as error:
+        raise InterchangeError(str(error)) from None
 
 
 def _generation(folder: Path, config: dict[str, Any], vocab_size: int) -> GenerationDefaults:

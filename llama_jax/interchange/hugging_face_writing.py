@@ -14,7 +14,6 @@ from llama_jax.interchange.hugging_face import (
     GENERATION_FILE,
     INDEX_FILE,
     SINGLE_FILE,
-    TEMPLATE_FILE,
 )
 from llama_jax.interchange.hugging_face_config import to_config_json
 from llama_jax.interchange.hugging_face_names import to_hugging_face
@@ -29,6 +28,7 @@ from llama_jax.interchange.tensors import (
     canonical_shapes,
 )
 from llama_jax.tokenizers import Tokenizer
+from llama_jax.tokenizers.chat.template_files import TEMPLATE_FILE
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 

@@ -15,6 +15,7 @@ from llama_jax.config.model import ModelConfig
 from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import RunConfig
 from llama_jax.interchange.generation_defaults import GenerationDefaults
+from llama_jax.interchange.hugging_face import read_chat_template
 from llama_jax.interchange.orbax_arrays import StackedArrays
 from llama_jax.interchange.tensors import InterchangeError, Shape
 from llama_jax.models.accounting import param_shapes
@@ -30,7 +31,6 @@ class RunCheckpoint:
     """One checkpoint of a run, and what lies beside it: what a source says but for its weights."""
 
     format = "run"
-    chat_template = None
 
     def __init__(self, run_dir: Path, step: int | None = None) -> None:
         """Open the checkpoint of `step`, by default the newest.
@@ -57,6 +57,15 @@ class RunCheckpoint:
             prefix="params." if self.run.training.ema_decay is None else "averaged.",
             shapes=shapes,
         )
+
+    @property
+    def chat_template(self) -> str | None:
+        """That of the run's tokenizer, unless its records were written in another format."""
+        sources = self.run.data.sources
+        for records in (source.conversations or source.preferences for source in sources):
+            if records and (records.chat_template or records.chat_format not in (None, "template")):
+                return None
+        return read_chat_template(self.run_dir / TOKENIZER_FOLDER)
 
     @property
     def generation(self) -> GenerationDefaults:

@@ -6,6 +6,7 @@ for a few dozen tokens, not for serving.
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ from llama_jax.data.device import host_rows, to_device
 from llama_jax.data.example_build import chat_format_of
 from llama_jax.sharding.rules import axis_size, lay_out
 from llama_jax.tokenizers.chat import Message
+from llama_jax.tokenizers.chat.template_files import template_of_folder
 from llama_jax.tokenizers.tokenizer import Tokenizer
+from llama_jax.training.inputs import TOKENIZER, local_folder
 from llama_jax.training.networks import Networks
 from llama_jax.training.state import TrainState, best_params
 
@@ -97,7 +100,7 @@ def write_samples(
         temperature=TEMPERATURE,
         key=jax.random.fold_in(jax.random.key(config.seed), step),
         mesh=mesh,
-        encode=_chat_prompt(config, tokenizer),
+        encode=_chat_prompt(config, tokenizer, local_folder(path.parent)),
     )
     if jax.process_index() == 0:
         title = f"{path.parent.name}, step {step}, temperature {TEMPERATURE}"
@@ -105,13 +108,15 @@ def write_samples(
         path.write_text(text, encoding="utf-8")
 
 
-def _chat_prompt(config: RunConfig, tokenizer: Tokenizer) -> Callable[[str], list[int]] | None:
+def _chat_prompt(
+    config: RunConfig, tokenizer: Tokenizer, run_dir: Path
+) -> Callable[[str], list[int]] | None:
     """By the chat format of the first source that has one; None where all are plain text."""
     held = (source.conversations or source.preferences for source in config.data.sources)
     records = next(filter(None, held), None)
     if records is None:
         return None
-    chat, _ = chat_format_of(records, tokenizer)
+    chat, _ = chat_format_of(records, tokenizer, template_of_folder(run_dir / TOKENIZER))
     return lambda prompt: chat.prompt([Message("user", prompt)])
 
 

@@ -85,9 +85,10 @@ class TemplateFormat:
         """See `ChatFormat.encode`; `documents` are passed to templates that read them.
 
         Raises:
-          ChatError: the template refuses the conversation, or it has no `{% generation %}` and
-            writes a reply otherwise than its own prompt for it begins.
+          ChatError: the template refuses the conversation, would leave tools or calls out, or has
+            no `{% generation %}` and writes a reply otherwise than its own prompt for it begins.
         """
+        self._refuse_tools(messages, tools)
         variables, mark = self._variables(messages, tools, documents)
         text, spans = self._render(variables, add_generation_prompt=add_generation_prompt)
         if not self._template.marks_generation:
@@ -102,9 +103,17 @@ class TemplateFormat:
         documents: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
         """See `ChatFormat.prompt`: works for templates that rewrite earlier replies, too."""
+        self._refuse_tools(messages, tools)
         variables, mark = self._variables(messages, tools, documents)
         text, spans = self._render(variables, add_generation_prompt=True)
         return self._encoded(text, spans, mark).ids
+
+    def _refuse_tools(self, messages: Sequence[Message], tools: Sequence[Any]) -> None:
+        """Raise `ChatError` for what the template never reads, which would be lost in silence."""
+        given = {"tools": bool(tools), "tool_calls": any(m.tool_calls for m in messages)}
+        for name, is_given in given.items():
+            if is_given and name not in self._template.source:
+                raise ChatError(f"the chat template leaves {name} out; it can't write them")
 
     def _variables(
         self,

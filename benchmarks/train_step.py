@@ -261,14 +261,19 @@ RUNNERS = {
 }
 
 
-def run_apart(case: Any, script: str = __file__) -> dict[str, Any]:
-    """The case in a fresh process: no engine's threads, caches or memory reach another's figure."""
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    if getattr(case, "device", "cpu") == "cpu":
+def environment_apart(device: str) -> dict[str, str]:
+    """Variables of a process that is measured."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    if device == "cpu":
         environment["JAX_PLATFORMS"] = "cpu"
     environment.pop("XLA_FLAGS", None)  # emulated devices would share the cores
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # a hit would hide the compile time
+    return environment
+
+
+def run_apart(case: Any, script: str = __file__) -> dict[str, Any]:
+    """The case in a fresh process: no engine's threads, caches or memory reach another's figure."""
+    environment = environment_apart(getattr(case, "device", "cpu"))
     command = [sys.executable, script, "--case", json.dumps(dataclasses.asdict(case))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -26,8 +26,8 @@ from llama_jax.data.manifest import (
     Plan,
     ShardEntry,
     check_hashes,
+    check_same,
     load_manifest,
-    mismatch,
     save_manifest,
     write_json,
 )
@@ -189,15 +189,8 @@ def _claim(folder: Path, plan: Plan) -> None:
             before = Plan(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}: not a plan of a build: {error}") from None
-        _check_same(before, plan, folder)
+        check_same(before, plan, folder)
     write_json(path, dataclasses.asdict(plan))
-
-
-def _check_same(before: Plan, now: Plan, folder: Path) -> None:
-    for field in dataclasses.fields(Plan):
-        old, new = getattr(before, field.name), getattr(now, field.name)
-        if old != new:
-            raise DataError(mismatch(folder, field.name, old, new))
 
 
 def _finished(
@@ -206,7 +199,7 @@ def _finished(
     if not (folder / MANIFEST_FILE).exists():
         return None
     manifest = load_manifest(folder)
-    _check_same(manifest.plan, plan, folder)
+    check_same(manifest.plan, plan, folder)
     check_hashes(manifest.files, files, folder)
     if strict and manifest.problems:
         raise DataError(manifest.problems[0])

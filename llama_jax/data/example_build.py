@@ -28,7 +28,7 @@ from llama_jax.data.example_files import (
 )
 from llama_jax.data.examples import Example
 from llama_jax.data.files import SourceFile
-from llama_jax.data.manifest import MANIFEST_FILE, FileEntry, check_hashes, mismatch
+from llama_jax.data.manifest import MANIFEST_FILE, FileEntry, check_hashes, check_same
 from llama_jax.data.mismatched import alone, with_mismatched
 from llama_jax.data.reading import Problem, sha256_of
 from llama_jax.data.record_files import record_files
@@ -246,10 +246,7 @@ def _finished(folder: Path, plan: ExamplePlan, files: list[SourceFile]) -> Examp
     if not (folder / MANIFEST_FILE).exists():
         return None
     manifest = load_example_manifest(folder)
-    for field in dataclasses.fields(ExamplePlan):
-        old, new = getattr(manifest.plan, field.name), getattr(plan, field.name)
-        if old != new:
-            raise DataError(mismatch(folder, field.name, old, new))
+    check_same(manifest.plan, plan, folder)
     check_hashes(manifest.files, files, folder)
     # What was lost since is made again.
     return manifest if all((folder / name).exists() for name in (EXAMPLES, SIZES)) else None

@@ -140,7 +140,26 @@ def write_json(path: Path, table: Any) -> None:
     temporary.replace(path)
 
 
-def mismatch(folder: Path, name: str, old: object, new: object) -> str:
+def check_same(before: Any, now: Any, folder: Path) -> None:
+    """Whether two plans of one kind are of the same build.
+
+    Where the source lies is no part of it: a folder that was moved holds the same files, whose
+    names, sizes and hashes are compared.
+
+    Raises:
+      DataError: naming the first field that isn't the same.
+    """
+    for field in dataclasses.fields(before):
+        old, new = (_placeless(getattr(plan, field.name)) for plan in (before, now))
+        if old != new:
+            raise DataError(_mismatch(folder, field.name, old, new))
+
+
+def _placeless(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
+
+
+def _mismatch(folder: Path, name: str, old: object, new: object) -> str:
     """The message for a folder that was built from something else."""
     if isinstance(old, dict) and isinstance(new, dict):
         key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))

@@ -17,7 +17,6 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("training.microbatches", True),
     ("optimizer.offload_moments", True),
     ("hardware.*", True),
-    ("compiler.*", True),
     # Who is told, when it is saved or looked at.
     ("metrics.*", True),
     ("checkpoint.*", True),
@@ -28,8 +27,12 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("data.held_out*", True),
     ("data.workers", True),
     ("data.prefetch", True),
-    # A moved folder; what is in it is checked by the data's own fingerprint.
+    # A moved folder or file; what is in it is checked by the data's own fingerprint and by the
+    # names, sizes and hashes of the files that it was built from.
     ("data.sources.*.shards", True),
+    ("data.sources.*.text.path", True),
+    ("data.sources.*.conversations.path", True),
+    ("data.sources.*.preferences.path", True),
     ("tokenizer.path", True),
     # Longer or shorter: the schedule is drawn anew over the new length, and the run says so.
     ("training.steps", True),

@@ -208,6 +208,15 @@ def test_another_source_is_refused(corpus, tmp_path):
         build(corpus, ByteTokenizer(), out, **QUIET)
 
 
+def test_text_may_move_to_another_folder(corpus, tmp_path):
+    out = tmp_path / "out"
+    build(corpus, ByteTokenizer(), out, **QUIET)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    Path(corpus.path).rename(tmp_path / "moved")
+    build(TextConfig(path=str(tmp_path / "moved")), ByteTokenizer(), out, **QUIET)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
 def test_text_that_changed_behind_its_size_is_noticed(corpus, tmp_path):
     out = tmp_path / "out"
     build(corpus, ByteTokenizer(), out, **QUIET)

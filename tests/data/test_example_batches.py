@@ -170,6 +170,23 @@ def test_a_build_is_made_once_and_only_of_the_same_records(tmp_path):
         opened(named, tmp_path / "named")
 
 
+def test_records_may_move_to_another_folder(tmp_path):
+    config, documents = a_source(tmp_path)
+    moved = tmp_path / "elsewhere" / "r.jsonl"
+    moved.parent.mkdir()
+    (tmp_path / "r.jsonl").rename(moved)
+    elsewhere = data_config(str(moved), "preferences", seq_len=config.seq_len)
+    again = dataclasses.replace(config, sources=elsewhere.sources)
+    assert opened(again, tmp_path / "run").fingerprint == documents.fingerprint
+    moved.write_text(moved.read_text().replace("answer 1 a", "answer 1 x"))
+    with pytest.raises(DataError, match=r"r\.jsonl has changed since"):
+        opened(again, tmp_path / "run")
+    moved.rename(moved.with_name("s.jsonl"))
+    other = data_config(str(moved.with_name("s.jsonl")), "preferences", seq_len=config.seq_len)
+    with pytest.raises(DataError, match="was built from other files than the source has now"):
+        opened(dataclasses.replace(config, sources=other.sources), tmp_path / "run")
+
+
 def test_held_out_examples_come_once_whole_in_batches_of_one_shape(tmp_path):
     config, documents = a_source(tmp_path, "conversations", count=37)
     for packing in ("best_fit", "none"):

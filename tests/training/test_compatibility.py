@@ -21,7 +21,7 @@ def config():
         "execution.remat=full", "training.microbatches=2", "metrics.progress=false",
         "checkpoint.every=7", "checkpoint.keep_every=5", "training.eval_every=9",
         "training.sample_tokens=3", "training.steps=90", "data.workers=1", "data.prefetch=9",
-        "data.held_out=[]", "training.max_skipped_steps=3",
+        "data.held_out=[]", "training.max_skipped_steps=3", "data.sources.0.text.path=/x",
     ],
 )  # fmt: skip
 def test_what_changes_no_number_may_change_and_is_told(config, setting):
@@ -38,7 +38,7 @@ def test_what_changes_no_number_may_change_and_is_told(config, setting):
         "data.seq_len=32", "data.batch_size=16", "data.packing=best_fit",
         "data.sources.0.weight=2.0", "schedule.peak=1e-3", "schedule.warmup_steps=5",
         "optimizer.kind=lion", "optimizer={kind='adamw', b2=0.99}", "objective.z_loss=1e-4",
-        "execution.param_dtype=bfloat16", "training.clip_norm=2.0", "data.sources.0.text.path=/x",
+        "execution.param_dtype=bfloat16", "training.clip_norm=2.0", "data.sources.0.text.part=all",
     ],
 )  # fmt: skip
 def test_what_changes_the_numbers_is_refused_by_name(config, setting):
@@ -68,3 +68,7 @@ def test_a_field_that_no_rule_names_may_not_change():
     assert not may_change("some.new.field")
     assert may_change("data.sources.3.shards")
     assert not may_change("data.sources.3.name")
+    assert may_change("data.sources.3.preferences.path")
+    assert not may_change("data.sources.3.preferences.strength")
+    assert not may_change("data.sources.3.conversations.chat_template")
+    assert not may_change("init.path")

@@ -1,7 +1,8 @@
 """Rejection sampling as a TOML file says: K samples a prompt, scored and verified, the best kept.
 
 DIR gets samples.jsonl, scores.jsonl, conversations.jsonl (the best answers, for SFT),
-preferences.jsonl (pairs, for reward models and DPO) and summary.json; with a critic, critic/ too.
+preferences.jsonl (pairs, for reward models and DPO), summary.json and yield.png; with a critic,
+critic/ too.
 A killed call goes on where it ended. A file:
 
   prompts = "train.jsonl"             # prompt or messages, and answer or tests for verifiers

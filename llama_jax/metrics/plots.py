@@ -1,8 +1,8 @@
-"""The loss curve as a picture, drawn from `metrics.jsonl` so that it spans restarts."""
+"""Curves as pictures: a run's, drawn from `metrics.jsonl` so that it spans restarts; by counts."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -68,6 +68,39 @@ def plot_figures(records: Sequence[Record], path: epath.PathLike, title: str) ->
         panel.legend()
     panels[0].set(title=title)
     panels[-1].set(xlabel="step")
+    _write(canvas, path)
+    return True
+
+
+def plot_counts(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], path: epath.PathLike, title: str, what: str
+) -> bool:
+    """Draw curves over 1, 2, 3, ... of something into a PNG file.
+
+    Args:
+      panels: by what the values of a panel are, its curves by their labels.
+      what: what is counted.
+
+    Returns:
+      Whether there was any.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if not panels:
+        return False
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for panel, (name, curves) in zip(axes, panels.items(), strict=True):
+        for (label, values), color in zip(curves.items(), ("#08519c", "#a63603"), strict=False):
+            panel.plot(range(1, len(values) + 1), values, "o-", color=color, ms=3, label=label)
+        panel.set(xlabel=what, ylabel=name)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        panel.legend()
     _write(canvas, path)
     return True
 

@@ -2,7 +2,7 @@
 
 samples.jsonl        K samples a prompt       conversations.jsonl  the best answers, for SFT
 scores.jsonl         scores and verdicts      preferences.jsonl    pairs, for reward models and DPO
-summary.json         yields by K
+summary.json         yields by K              yield.png            the same as curves
 """
 
 import dataclasses
@@ -18,9 +18,11 @@ from llama_jax.synthesis.sampling import DEFAULT_K, Progress, sample_prompts
 from llama_jax.synthesis.scoring import Scorer, score_samples
 from llama_jax.synthesis.selecting import Keeping, Selection, select
 from llama_jax.synthesis.verdicts import Verifier, check_verifiers
+from llama_jax.synthesis.yields import plot_yield
 
 SAMPLES, SCORES = "samples.jsonl", "scores.jsonl"
 CONVERSATIONS, PREFERENCES, SUMMARY = "conversations.jsonl", "preferences.jsonl", "summary.json"
+YIELD = "yield.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +110,7 @@ def score_and_select(
         keeping=keeping,
     )
     write_json(folder / SUMMARY, selection.figures)
+    plot_yield(selection.figures, folder / YIELD, f"{len(prompts)} prompts")
     return selection
 
 

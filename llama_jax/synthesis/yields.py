@@ -6,9 +6,13 @@ P prompts, K samples of each.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from llama_jax.metrics.plots import plot_counts
 
 
 def best_of(scores_PK: np.ndarray) -> list[float]:
@@ -46,6 +50,21 @@ def accuracy_of_best(scores_PK: np.ndarray, right_PK: np.ndarray) -> list[float]
 def best_index(scores: Sequence[float]) -> int:
     """The first of the largest."""
     return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def plot_yield(figures: Mapping[str, Any], path: Path, title: str) -> bool:
+    """Draw a summary's curves by K into a PNG file; whether there were any."""
+    scores, right = figures.get("scores", {}), figures.get("right", {})
+    panels = {
+        "score": {"best of K": scores.get("best_of")},
+        "share of prompts": {
+            "right, any of K": right.get("pass_at"),
+            "right, best of K": right.get("best_of"),
+        },
+    }
+    there = {name: {k: v for k, v in curves.items() if v} for name, curves in panels.items()}
+    panels = {name: curves for name, curves in there.items() if curves}
+    return plot_counts(panels, path, title, "K, samples of a prompt")
 
 
 def _ks(values_PK: np.ndarray) -> range:

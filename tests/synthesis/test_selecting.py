@@ -218,7 +218,8 @@ def test_a_folder_is_filled_once_and_the_second_time_nothing_changes(tmp_path):
     first = fill()
     assert set(first) == {
         *("samples.jsonl", "scores.jsonl", "conversations.jsonl", "preferences.jsonl"),
-        "summary.json",
+        *("summary.json", "yield.png"),
     }
+    assert first["yield.png"].startswith(b"\x89PNG\r\n")
     assert fill() == first
     assert json.loads(first["summary.json"])["samples"] == 6

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from llama_jax.synthesis.yields import accuracy_of_best, best_index, best_of, pass_at
+from llama_jax.synthesis import yields
+from llama_jax.synthesis.yields import accuracy_of_best, best_index, best_of, pass_at, plot_yield
 
 RANDOM = np.random.default_rng(0)
 SCORES_PK = RANDOM.normal(size=(3, 5))
@@ -59,3 +60,33 @@ def test_best_of_8_by_the_stored_rewards_of_math_samples(shared):
     assert curve[0] == pytest.approx(reward_PK.mean())
     assert curve[7] == pytest.approx(reward_PK.max(axis=1).mean())
     assert curve == sorted(curve)
+
+
+def test_the_curves_of_a_summary_are_drawn(tmp_path, monkeypatch):
+    figures = {
+        "k": 5,
+        "scores": {"mean": 0.0, "best_of": best_of(SCORES_PK)},
+        "right": {"pass_at": pass_at(RIGHT_PK), "best_of": accuracy_of_best(SCORES_PK, RIGHT_PK)},
+    }
+    path = tmp_path / "yield.png"
+    assert plot_yield(figures, path, "3 prompts")
+    whole = path.read_bytes()
+    assert whole.startswith(b"\x89PNG\r\n")
+    # Other values make another picture, the same ones the same.
+    plot_yield(figures, path, "3 prompts")
+    assert path.read_bytes() == whole
+    plot_yield({**figures, "scores": {"best_of": best_of(2 * SCORES_PK)}}, path, "3 prompts")
+    assert path.read_bytes() != whole
+
+    given = []
+    monkeypatch.setattr(yields, "plot_counts", lambda panels, *rest: given.append(panels))
+    plot_yield({"right": {"mean": 0.4, "pass_at": pass_at(RIGHT_PK)}}, path, "")
+    plot_yield(figures, path, "")
+    assert given[0] == {"share of prompts": {"right, any of K": pass_at(RIGHT_PK)}}
+    assert given[1]["score"] == {"best of K": best_of(SCORES_PK)}
+    assert list(given[1]["share of prompts"]) == ["right, any of K", "right, best of K"]
+
+
+def test_without_scores_and_verdicts_nothing_is_drawn(tmp_path):
+    assert not plot_yield({"k": 1, "prompts": 3}, tmp_path / "yield.png", "")
+    assert not list(tmp_path.iterdir())

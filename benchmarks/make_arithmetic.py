@@ -1,4 +1,4 @@
-"""Write the small data sets of the debug runs: sums to do, and answers to choose between.
+"""Write the small data sets of the debug runs and rounds: sums, and answers to choose between.
 
 python benchmarks/make_arithmetic.py       writes configs/data/arithmetic_*.jsonl, the same always
 """
@@ -11,15 +11,19 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "configs" / "data"
 RECORDS = 400
+PROMPTS, HELD_OUT_PROMPTS = 48, 32
 # How far off an answer is, to how much worse it is.
 STRENGTHS = ((10, "significantly"), (5, "better"), (2, "slightly"), (0, "marginally"))
 
 
 def main() -> None:
-    """Both files."""
+    """All files."""
     draw = random.Random(0)
     _write("arithmetic_chats.jsonl", (_chat(draw) for _ in range(RECORDS)))
     _write("arithmetic_preferences.jsonl", (_preference(draw) for _ in range(RECORDS)))
+    prompts = _prompts(draw, PROMPTS + HELD_OUT_PROMPTS)
+    _write("arithmetic_prompts.jsonl", prompts[:PROMPTS])
+    _write("arithmetic_held_out_prompts.jsonl", prompts[PROMPTS:])
 
 
 def _problem(draw: random.Random) -> tuple[str, int]:
@@ -53,6 +57,14 @@ def _preference(draw: random.Random) -> dict[str, Any]:
     if draw.random() < 0.1:
         record |= {"chosen": f"{answer}", "edited": f"It is {answer}."}
     return record
+
+
+def _prompts(draw: random.Random, count: int) -> list[dict[str, Any]]:
+    """Problems with their answers, no two the same; many of them are in the conversations too."""
+    answers: dict[str, int] = {}
+    while len(answers) < count:
+        answers.update([_problem(draw)])
+    return [{"prompt": question, "answer": answer} for question, answer in answers.items()]
 
 
 def _write(name: str, records: Iterable[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_every_config_is_in_the_wheel(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
-    configs = {f"llama_jax/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.toml")}
+    configs = {f"llama_jax/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.*")}
     assert len(configs) >= 20
     assert configs <= inside
 

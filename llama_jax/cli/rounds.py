@@ -2,8 +2,9 @@
 
 Each stage has a table: sft, sample, score, critic, reward, dpo, average, compare; one without a
 table is left out. Training stages name a run's file, in which @model, @start and @last are models
-of the rounds, @conversations and @preferences what was made of samples. DIR gets a folder a round
-with a folder a stage, and report.md with all figures. A file:
+of the rounds, @conversations and @preferences what was made of samples; where no sample was of use
+the stage is skipped, and a round in which nothing could train is an error. DIR gets a folder a
+round with a folder a stage, and report.md with all figures. A file:
 
   start = "runs/base"
   rounds = 2
@@ -16,6 +17,7 @@ with a folder a stage, and report.md with all figures. A file:
   compare = { judge = "verifiers", against = "last" }
 
 examples:
+  llama-jax train debug/sft && llama-jax rounds arithmetic
   llama-jax rounds rounds.toml --dir rounds/gsm8k
   llama-jax rounds rounds.toml --dir rounds/no-dpo --without dpo
 """
@@ -28,7 +30,9 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `llama-jax rounds`."""
-    parser.add_argument("file", metavar="ROUND.toml", type=Path)
+    parser.add_argument(
+        "file", metavar="ROUND.toml", help="a file, or the name of a shipped one: arithmetic"
+    )
     parser.add_argument("--dir", metavar="DIR", type=Path, help="default rounds/<name>")
     parser.add_argument(
         "--without", action="append", default=[], metavar="STAGE", help="leave it out; repeatable"
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     select_platform(arguments.platform)
     enable_compilation_cache()
-    folder = arguments.dir or Path("rounds") / arguments.file.stem
+    folder = arguments.dir or Path("rounds") / Path(arguments.file).stem
     try:
         run_post_training(config, folder, say=_say)
     except StoppedError as stopped:

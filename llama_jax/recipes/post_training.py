@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llama_jax.data.files import local_path
 from llama_jax.recipes.data_stages import critic_stage, sample_stage, score_stage
 from llama_jax.recipes.model_stages import average_stage, compare_stage
 from llama_jax.recipes.rounds import Artifacts, run_rounds
@@ -37,9 +38,14 @@ def make_stages(config: RoundsConfig, number: int) -> list[Stage]:
 def first_artifacts(config: RoundsConfig) -> dict[str, Path]:
     """What there is before the first round."""
     start = Path(config.start)
-    artifacts = {"start": start, "last": start, "model": start, "prompts": Path(config.prompts[0])}
+    artifacts = {
+        "start": start,
+        "last": start,
+        "model": start,
+        "prompts": local_path(config.prompts[0]),
+    }
     if config.held_out is not None:
-        artifacts["held_out"] = Path(config.held_out)
+        artifacts["held_out"] = local_path(config.held_out)
     if config.score is not None and config.score.reward is not None:
         artifacts["reward_model"] = Path(config.score.reward)
     return artifacts
@@ -47,7 +53,7 @@ def first_artifacts(config: RoundsConfig) -> dict[str, Path]:
 
 def _next(config: RoundsConfig, number: int, artifacts: Artifacts) -> dict[str, Path]:
     prompts = config.prompts[0] if len(config.prompts) == 1 else config.prompts[number - 1]
-    return {**artifacts, "last": artifacts["model"], "prompts": Path(prompts)}
+    return {**artifacts, "last": artifacts["model"], "prompts": local_path(prompts)}
 
 
 def _stage(config: RoundsConfig, name: StageName, number: int) -> Stage:

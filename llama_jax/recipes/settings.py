@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from llama_jax.config.files import find_config
 from llama_jax.config.loading import (
     ConfigError,
     NotNegative,
@@ -132,7 +133,8 @@ class RoundsConfig:
     """Rounds of post-training; a stage that has no table is left out."""
 
     start: str  # the model that the first round begins with
-    prompts: tuple[str, ...]  # one file for all rounds, or one for each
+    # One file for all rounds, or one for each; `shipped:NAME` is one that comes with the package.
+    prompts: tuple[str, ...]
     rounds: Annotated[int, Positive] = 1
     held_out: str | None = None  # the prompts of `compare`
     system: str | None = None
@@ -181,21 +183,27 @@ class RoundsConfig:
 
 
 def load_rounds_config(
-    path: Path, overrides: Sequence[str] = (), without: Sequence[str] = ()
+    name: str | Path, overrides: Sequence[str] = (), without: Sequence[str] = ()
 ) -> RoundsConfig:
     """A file of `llama-jax rounds`, with `--set` overrides and without some stages.
+
+    Args:
+      name: its path, or the name of one under `configs/rounds/`.
+      overrides: `key=value` assignments.
+      without: stages to leave out.
 
     Raises:
       ConfigError: naming the file and the field.
     """
+    path = find_config(str(name), "rounds")
     table = apply_overrides(read_toml(path), overrides)
     config = from_table(RoundsConfig, table, str(path))
-    for name in without:
-        if name not in config.order:
+    for stage in without:
+        if stage not in config.order:
             raise ConfigError(
-                f"no stage '{name}' to leave out{nearest(name, config.order)}", key="--without"
+                f"no stage '{stage}' to leave out{nearest(stage, config.order)}", key="--without"
             )
-    left = tuple(name for name in config.order if name not in without)
+    left = tuple(stage for stage in config.order if stage not in without)
     try:
         return dataclasses.replace(config, stages=left)
     except ConfigError as error:

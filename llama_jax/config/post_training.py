@@ -1,6 +1,7 @@
 """The tables that only post-training stages have. What each builds is its package's business."""
 
 import dataclasses
+import itertools
 import math
 from typing import Annotated, Literal, get_args
 
@@ -15,9 +16,22 @@ class InitConfig:
     """The weights that a run starts from: any checkpoint that `convert` reads."""
 
     path: str
+    # An adapter to go on with in place of a fresh one: a PEFT folder, or a run that trained one;
+    # rank, alpha, targets and kind must be those of the run's `adapter`.
+    adapter: str | None = None
     # Rows of embedding and head that were never trained, those of special tokens most often, are
     # told; `mean` starts them at the mean of the others.
     special_rows: Literal["keep", "mean"] = "keep"
+    # Which of the checkpoint's layers, from 0, are the model's, in order; None takes all. A model
+    # of fewer layers so begins as Llama 3.2's small ones did, before they were distilled.
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        layers = self.layers
+        if layers is None:
+            return
+        if not layers or layers[0] < 0 or any(a >= b for a, b in itertools.pairwise(layers)):
+            raise ConfigError("numbers of layers from 0, each larger than the last", key="layers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -370,6 +370,8 @@ class RunConfig:
             raise ConfigError(
                 "adapters need weights to stand beside; give init.path", key="adapter"
             )
+        self._check_continued_adapter()
+        self._check_layers()
         head = "scalar" if kind == "reward" else "vocab"
         if self.model.head != head:
             raise ConfigError(f"objective '{kind}' needs '{head}'", key="model.head")
@@ -384,6 +386,30 @@ class RunConfig:
                 else (f"'{asked[0]}' has mismatched = true, which only loss 'kto' reads")
             )
             raise ConfigError(what, key="data.sources")
+
+    def _check_continued_adapter(self) -> None:
+        if self.init is None or self.init.adapter is None:
+            return
+        if self.adapter is None:
+            raise ConfigError("give the table 'adapter' too: what trains", key="init.adapter")
+        if isinstance(self.objective, DPOConfig) and self.objective.reference_source == "live":
+            raise ConfigError(
+                "'live' would be the base alone, not the model with init.adapter that the run"
+                " starts from; use 'cached'",
+                key="objective.reference",
+            )
+
+    def _check_layers(self) -> None:
+        layers = self.init.layers if self.init else None
+        if layers is None:
+            return
+        if self.adapter is not None:
+            raise ConfigError("adapters stand beside a whole checkpoint", key="init.layers")
+        if len(layers) != self.model.num_layers:
+            raise ConfigError(
+                f"{len(layers)} layers; model.num_layers is {self.model.num_layers}",
+                key="init.layers",
+            )
 
     def _check_schedule(self) -> None:
         schedule, steps = self.schedule, self.training.steps

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from llama_jax.config.loading import nearest
+from llama_jax.config.loading import ConfigError, nearest
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.post_training import AdapterConfig
 from llama_jax.interchange.generation_defaults import GenerationDefaults
@@ -115,6 +115,32 @@ def check_adapter(adapter: AdapterSource, config: ModelConfig) -> None:
         begun = any(f"{weight}{end}" in adapter.tensors for end in ADAPTER_ENDINGS)
         if name not in adapter.tensors and (begun or not adapter.partial):
             raise InterchangeError(f"{adapter.path}: the adapter has no {name}")
+
+
+def check_goes_on(adapter: AdapterSource, wanted: AdapterConfig, config: ModelConfig) -> None:
+    """That a run can train the adapter on: of the kind that it trains, on each of its layers.
+
+    Args:
+      wanted: the run's.
+      config: the run's model.
+
+    Raises:
+      ConfigError: naming the run's field that is another.
+      InterchangeError: as `check_adapter`, or an adapter of some layers only.
+    """
+    for key in ("rank", "alpha", "scaling", "dora"):
+        ours, theirs = getattr(wanted, key), getattr(adapter.config, key)
+        if ours != theirs:
+            raise ConfigError(f"{ours!r}, but {theirs!r} in {adapter.path}", key=f"adapter.{key}")
+    if set(wanted.targets) != set(adapter.config.targets):
+        ours, theirs = (", ".join(sorted(c.targets)) for c in (wanted, adapter.config))
+        raise ConfigError(f"{ours}, but {theirs} in {adapter.path}", key="adapter.targets")
+    if REWARD_HEAD in adapter.tensors and config.head != "scalar":
+        raise ConfigError(f"'vocab', but {adapter.path} is a reward model's", key="model.head")
+    check_adapter(adapter, config)
+    for name in canonical_shapes(config, wanted):
+        if name.endswith(ADAPTER_ENDINGS) and name not in adapter.tensors:
+            raise InterchangeError(f"{adapter.path}: adapts some layers only; it has no {name}")
 
 
 class AdaptedSource:

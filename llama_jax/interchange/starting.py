@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from flax import nnx
@@ -12,14 +12,21 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig
+from llama_jax.interchange.adapters import AdapterSource, check_goes_on
 from llama_jax.interchange.checking import check_structure
-from llama_jax.interchange.loading import Progress, check_values_together, load_params
+from llama_jax.interchange.loading import (
+    Progress,
+    check_values_together,
+    load_params,
+    load_tensors,
+)
 from llama_jax.interchange.source import Source
 from llama_jax.interchange.special_rows import find_untrained_rows, started_at_mean
-from llama_jax.interchange.tensors import StoredTensor
+from llama_jax.interchange.tensors import REWARD_HEAD, StoredTensor
 from llama_jax.models.accounting import param_shapes, trainable_param_count
 from llama_jax.models.init import abstract_model, init_added
 from llama_jax.models.llama import Llama
+from llama_jax.models.lora import ADAPTER_ENDINGS
 from llama_jax.tokenizers import Tokenizer
 
 # How a model was once initialised says nothing about what it computes.
@@ -48,6 +55,7 @@ def load_params_into(
     mesh: Mesh,
     *,
     adapter: AdapterConfig | None = None,
+    trained: AdapterSource | None = None,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
     special_rows: Literal["keep", "mean"] = "keep",
@@ -61,28 +69,46 @@ def load_params_into(
 
     Args:
       source: opened; its architecture must be `config`'s but for `max_seq_len`.
+      trained: an adapter of the kind of `adapter` to go on with, in place of a fresh one.
       seed: of adapters, of a reward head, and of what `special_rows` adds.
       tokenizer: the run's, for finding special rows that were never trained; None doesn't look.
       special_rows: what becomes of these; "mean" starts them at the mean of the others.
 
     Raises:
-      ConfigError: another architecture, naming the field; a mesh that doesn't divide a parameter.
+      ConfigError: another architecture or adapter, naming the field; a mesh that doesn't divide a
+        parameter.
       InterchangeError: a tensor at fault, before any device memory is taken.
     """
     notes = list(_check_architecture(source, config))
+    factors: Mapping[str, StoredTensor] = {}
+    if adapter is not None and trained is not None:
+        check_goes_on(trained, adapter, config)
+        factors = trained.tensors
+        notes.append(f"going on with the adapter of {trained.path}")
     check_structure(source)
     instead = _special_rows(source, config, tokenizer, special_rows, seed, notes)
     graphdef, abstract = abstract_model(config, execution, mesh, adapter)
     stored = param_shapes(source.config)
     kept, added = nnx.split_state(abstract, lambda path, _: tuple(map(str, path)) in stored, ...)
     check_values_together(source)
+    if REWARD_HEAD in factors:
+        instead[REWARD_HEAD] = factors[REWARD_HEAD]
     weights = load_params(source, kept, mesh, instead=instead, progress=progress)
+    given, added = nnx.split_state(added, lambda path, _: _is_given(path, factors), ...)
+    learned = load_tensors(factors, given, mesh)
     fresh = init_added(added, weights, config, execution, mesh, seed, adapter)
     if adapter is not None:
         kind = "DoRA" if adapter.dora else "LoRA"
         count = trainable_param_count(config, adapter)
         notes.append(f"{kind} adapters of rank {adapter.rank}: {count / 1e6:.2f}M parameters train")
-    return Start(nnx.merge(graphdef, weights, fresh), tuple(notes))
+    return Start(nnx.merge(graphdef, weights, learned, fresh), tuple(notes))
+
+
+def _is_given(path: tuple[Any, ...], factors: Mapping[str, StoredTensor]) -> bool:
+    """Whether a parameter beside the checkpoint's is one of a trained adapter."""
+    if path[-1].endswith(ADAPTER_ENDINGS):
+        return bool(factors)
+    return ".".join(map(str, path)) in factors
 
 
 def _check_architecture(source: Source, config: ModelConfig) -> Iterator[str]:

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from llama_jax.config.run import RunConfig
-from llama_jax.interchange.opening import open_source
+from llama_jax.interchange.depth import WithLayers
+from llama_jax.interchange.opening import open_adapter, open_source
 from llama_jax.interchange.starting import load_params_into
 from llama_jax.models.init import make_model
 from llama_jax.models.llama import Llama
@@ -47,12 +48,17 @@ def _starting_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, say: Sa
     execution = stored_as(config)
     if config.init is None:
         return make_model(config.model, execution, mesh, config.seed, config.adapter)
+    trained = None if config.init.adapter is None else open_adapter(config.init.adapter)
+    source = open_source(config.init.path)
+    if config.init.layers is not None:
+        source = WithLayers(source, config.init.layers)
     start = load_params_into(
-        open_source(config.init.path),
+        source,
         config.model,
         execution,
         mesh,
         adapter=config.adapter,
+        trained=trained,
         seed=config.seed,
         tokenizer=tokenizer,
         special_rows=config.init.special_rows,

@@ -5,12 +5,12 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import peft_reference
 import pytest
+from adapters_in_memory import SETTINGS, random_adapter, reference, run_of
 from flax import nnx
-from in_memory import CONFIG, logits, random_source, stored, values_of
+from in_memory import CONFIG, logits, random_source, values_of
 from peft_reference import FOLDER, IDS
 
 from llama_jax.config.loading import ConfigError
@@ -22,7 +22,7 @@ from llama_jax.interchange.loading import load_model, load_params, load_tensors
 from llama_jax.interchange.opening import open_adapter, open_source, recognise
 from llama_jax.interchange.peft import PeftAdapter, write_peft
 from llama_jax.interchange.safetensors_reading import read_header
-from llama_jax.interchange.tensors import BFLOAT16, InterchangeError, canonical_shapes
+from llama_jax.interchange.tensors import BFLOAT16, InterchangeError
 from llama_jax.models.init import abstract_model
 from llama_jax.models.lora import Adapter
 from llama_jax.models.merging import merged
@@ -31,51 +31,6 @@ from llama_jax.sharding.mesh import make_mesh
 LOGITS = 2e-5
 F32 = ExecutionConfig(compute_dtype="float32")
 WHOLE = ("lora", "dora", "rslora")
-SETTINGS = AdapterConfig(rank=3, alpha=4.0, targets=("q_proj", "o_proj", "up_proj"))
-
-
-def reference(name):
-    return np.load(FOLDER / f"{name}.npy")
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayAdapter:
-    """An adapter made of arrays."""
-
-    config: AdapterConfig
-    arrays: dict
-    path: str = "arrays"
-    partial: bool = False
-    chat_template: str | None = None
-
-    @property
-    def tensors(self):
-        return {name: stored(name, array) for name, array in self.arrays.items()}
-
-
-def random_adapter(config=SETTINGS, seed=0, **more):
-    random = np.random.default_rng(seed)
-    names = canonical_shapes(CONFIG, config).items()
-    arrays = {
-        name: (0.3 * random.standard_normal(shape)).astype(np.float32) + name.endswith("_scale")
-        for name, shape in names
-        if "_lora_" in name or "_dora_" in name
-    }
-    return ArrayAdapter(config, {n: a.astype(np.float32) for n, a in arrays.items()}, **more)
-
-
-def run_of(model, mesh):
-    """Our float32 outputs of the ids by a model on a mesh."""
-    graphdef, params = nnx.split(model)
-
-    @jax.jit
-    def run(params, ids_BT):
-        places_BT = jnp.broadcast_to(jnp.arange(ids_BT.shape[1]), ids_BT.shape)
-        made = nnx.merge(graphdef, params)
-        return made(ids_BT, positions_BT=places_BT, segment_ids_BT=jnp.ones_like(ids_BT))
-
-    with jax.default_matmul_precision("highest"), jax.set_mesh(mesh):
-        return np.asarray(run(params, np.stack([IDS, IDS])))[0]
 
 
 def beside(source, adapter, mesh):

@@ -13,6 +13,7 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import find_slice
 from llama_jax.config.loading import ConfigError
 from llama_jax.data.documents import DataError
+from llama_jax.interchange.opening import open_adapter
 from llama_jax.metrics.records import read_records
 from llama_jax.planning.compiling import compile_step, lower_step
 from llama_jax.training import loop
@@ -198,6 +199,36 @@ def test_under_adapters_the_base_is_the_reference_and_stays_as_it_was(taught, tm
     params = [name for name in names if name.startswith("params.")]
     assert params
     assert all("_lora_" in name for name in params)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_a_run_goes_on_with_is_in_its_reference(taught, tmp_path):
+    base = (f"init.path={taught[1]}", "adapter.rank=4", "adapter.alpha=8.0")
+    run(tmp_path / "first", "sft", *base, "schedule.peak=3e-2")
+    run(tmp_path / "fresh", "dpo", *base)
+    again = (*base, f"init.adapter={tmp_path / 'first'}")
+    _, text = run(tmp_path / "again", "dpo", *again, "training.steps=2")
+    assert f"going on with the adapter of {tmp_path / 'first'}" in text
+    first, fresh = told(tmp_path / "again")[0], told(tmp_path / "fresh")[0]
+    # The reference is the start, adapter included; against the base alone it would differ.
+    assert abs(first["margin"]) < 1e-6
+    assert first["loss"] == pytest.approx(math.log(2) + 0.2 * first["nll"], abs=1e-6)
+    assert abs(first["nll"] - fresh["nll"]) > 1e-2
+    # Log-probabilities that were lost are made again of that start, not of what was trained since.
+    stored = tmp_path / "again" / "data" / "sources" / "arithmetic" / "reference_logps.npz"
+    with np.load(stored) as found:
+        before = found["logps_ER"]
+    stored.unlink()
+    _, text = run(tmp_path / "again", "dpo", *again)
+    assert "under the reference" in text
+    with np.load(stored) as found:
+        np.testing.assert_allclose(found["logps_ER"], before, rtol=1e-6)
+    # What was trained since is again one adapter of the base.
+    adapter, start = (open_adapter(tmp_path / name) for name in ("again", "first"))
+    assert adapter.config == start.config
+    name = "layers.0.mlp.up_proj_lora_a"
+    moved = np.abs(adapter.tensors[name].read_all() - start.tensors[name].read_all()).max()
+    assert 0 < moved < 0.1
 
 
 @pytest.mark.slow

@@ -117,9 +117,18 @@ def _scored(config: RunConfig) -> RunConfig:
         raise ConfigError(
             "what is stored of a teacher is a run's own; set it to 'live'", key="objective.teacher"
         )
-    if isinstance(objective, DPOConfig) and objective.reference_source == "cached":
+    init = config.init
+    if isinstance(objective, DPOConfig) and objective.reference_source is not None:
+        if init is not None and init.adapter is not None:
+            raise ConfigError(
+                "the reference would be the base alone; `convert` both to one checkpoint and name "
+                "that in init.path",
+                key="init.adapter",
+            )
         objective = dataclasses.replace(objective, reference="live")
-    return dataclasses.replace(config, objective=objective, adapter=None)
+    if init is not None:
+        init = dataclasses.replace(init, adapter=None)
+    return dataclasses.replace(config, objective=objective, adapter=None, init=init)
 
 
 def _check_head(config: RunConfig, source: Source) -> None:

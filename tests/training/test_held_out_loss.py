@@ -129,6 +129,14 @@ def test_what_can_not_be_scored_is_told_before_anything_is_loaded(sft, monkeypat
         loss_of(config_of("sft", stored), path)
 
 
+def test_of_an_adapter_run_whole_models_are_scored_but_not_against_half_a_reference(sft):
+    path, held_out = sft
+    adapted = (f'init={{path="{path}", adapter="none/such"}}', "adapter={rank=2, alpha=4.0}")
+    assert loss_of(config_of("sft", *adapted), path) == pytest.approx(held_out["loss"], rel=1e-6)
+    with pytest.raises(ConfigError, match=r"init.adapter: the reference would be the base alone"):
+        loss_of(config_of("dpo", *adapted), path)
+
+
 def test_a_tokenizer_that_gives_other_ids_is_refused_and_a_trained_one_is_the_checkpoints(
     sft, monkeypatch
 ):

@@ -42,7 +42,7 @@ def run_trainer(case: Case, turns: Turns) -> None:
     import torch
     from transformers import TrainerCallback
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # as many as XLA takes
     losses = []
 
     class Waiting(TrainerCallback):

@@ -1,0 +1,88 @@
+"""Distillation into a student of half the depth, beside training it on hard labels.
+
+The teacher is the checkpoint after fine-tuning on GSM8K; the student begins as every other layer of
+it. Both students see the same batches for as many steps; one is drawn to the teacher's distribution
+(forward KL), the other to the solutions alone. The loss is that of reference solutions to test
+problems, in nats a token.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import sft
+from reports import Curve, Report, interval
+from runs import Setup, read_losses, read_records, schedule
+from scoring import AnswerLogps, answer_logps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes."""
+    sft.add_arguments(parser)
+    parser.add_argument("--student-steps", type=int, default=40)
+    parser.add_argument("--student-rate", type=float, default=5e-4)
+    parser.add_argument("--teacher", help="a fine-tuned run; default: it is trained first")
+
+
+def run(setup: Setup, arguments: argparse.Namespace, report: Report) -> None:
+    """The teacher, then both students with each seed."""
+    teacher = arguments.teacher or str(sft.train(setup, arguments, 0))
+    tested = read_records(arguments.gsm8k / "test.jsonl", arguments.test_problems)
+    asked = [(r["question"], r["answer"]) for r in tested]
+    report.title = "Distillation into a student of half the depth"
+    report.says = [(__doc__ or "").strip()]
+    report.header = ("model", "held-out loss", "below hard labels")
+    scored = answer_logps(teacher, asked)
+    add_row(report, "teacher", scored)
+    curves: dict[str, list[Curve]] = {"hard labels": [], "distilled": []}
+    for seed in setup.seeds:
+        hard: AnswerLogps | None = None
+        for kind, lines in curves.items():
+            folder = train_student(setup, arguments, teacher, kind, seed)
+            scored = answer_logps(str(folder), asked)
+            add_row(report, f"{kind}, seed {seed}", scored, hard)
+            hard = hard or scored
+            lines.append(Curve(f"seed {seed}", *read_losses(folder)))
+    report.panels = [
+        ("hard labels: cross entropy", "step", curves["hard labels"]),
+        ("distilled: KL from the teacher", "step", curves["distilled"]),
+    ]
+
+
+def train_student(
+    setup: Setup, arguments: argparse.Namespace, teacher: str, kind: str, seed: int
+) -> Path:
+    """Every other layer of the teacher, trained in one of two ways."""
+    depth = setup.model_table()["num_layers"]
+    layers = list(range(0, depth, 2))
+    table: dict[str, Any] = {"kind": "next_token"}
+    if kind == "distilled":
+        table = {"kind": "distill", "path": teacher}
+    steps = arguments.student_steps
+    return setup.train(
+        f"{kind.replace(' ', '_')}_{seed}",
+        model=setup.model_table(num_layers=len(layers)),
+        init={"path": teacher, "layers": layers},
+        objective=table,
+        data=sft.data_table(setup, arguments),
+        training={"steps": steps},
+        schedule=schedule(arguments.student_rate, steps),
+        seed=seed,
+    )
+
+
+def add_row(
+    report: Report, name: str, scored: AnswerLogps, hard: AnswerLogps | None = None
+) -> None:
+    """A row of the table; with `hard`, how far below its loss this one is."""
+    below = None
+    if hard is not None:
+        below = hard.loss - scored.loss, hard.loss_interval(scored)
+    report.rows.append(
+        (name, interval(scored.loss, scored.loss_interval()), interval(*below) if below else "")
+    )
+    report.figures[name] = {
+        "loss": scored.loss,
+        "loss_interval": scored.loss_interval(),
+        "below_hard_labels": below,
+    }

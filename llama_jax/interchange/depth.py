@@ -1,7 +1,6 @@
 """A checkpoint seen with some of its layers only: what a student of less depth starts from."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +39,11 @@ class WithLayers:
         self._source = source
         self._layers = tuple(layers)
         self.config: ModelConfig = dataclasses.replace(source.config, num_layers=len(layers))
+        # By canonical name, those of the layers renamed.
+        self.tensors: Mapping[str, StoredTensor] = {
+            name: dataclasses.replace(source.tensors[self._source_name(name)], name=name)
+            for name in canonical_shapes(self.config)
+        }
 
     @property
     def format(self) -> str:
@@ -50,15 +54,6 @@ class WithLayers:
     def path(self) -> Path:
         """The folder or file."""
         return self._source.path
-
-    @functools.cached_property
-    def tensors(self) -> Mapping[str, StoredTensor]:
-        """By canonical name, those of the layers renamed."""
-        theirs = self._source.tensors
-        return {
-            name: dataclasses.replace(theirs[self._source_name(name)], name=name)
-            for name in canonical_shapes(self.config)
-        }
 
     @property
     def chat_template(self) -> str | None:

@@ -45,7 +45,7 @@ def test_a_model_of_half_the_depth_computes_with_those_layers():
 
 
 def test_a_layer_that_isnt_there_and_a_checkpoint_at_fault_are_refused():
-    with pytest.raises(ConfigError, match="init.layers: layer 4, but arrays has 4"):
+    with pytest.raises(ConfigError, match=r"init\.layers: layer 4, but arrays has 4"):
         WithLayers(random_source(DEEP), (0, 4))
     broken = random_source(DEEP)
     del broken.arrays["layers.2.mlp.up_proj"]

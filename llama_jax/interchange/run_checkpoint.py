@@ -21,6 +21,7 @@ from llama_jax.interchange.tensors import InterchangeError, Shape
 from llama_jax.models.accounting import param_shapes
 from llama_jax.models.lora import trainable_paths
 from llama_jax.tokenizers import Tokenizer, load_tokenizer
+from llama_jax.tokenizers.tokenizer import id_or_none
 
 # As training/run.py names them.
 CONFIG_FILE, CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "config.toml", "checkpoints", "tokenizer"
@@ -73,8 +74,9 @@ class RunCheckpoint:
         tokenizer = self.load_tokenizer()
         return GenerationDefaults(
             stop_ids=frozenset({tokenizer.eos_id}),
-            bos_id=tokenizer.bos_id,
-            pad_id=tokenizer.pad_id,
+            bos_id=id_or_none(tokenizer, "bos"),
+            # None of its own where rows are padded with what ends texts.
+            pad_id=id_or_none(tokenizer, "pad"),
         )
 
     def load_tokenizer(self) -> Tokenizer:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from llama_jax.tokenizers.spelling import Spelling
 
@@ -102,6 +102,14 @@ def check_allowed(allowed: AbstractSet[str], special: Mapping[str, int]) -> None
     unknown = sorted(set(allowed) - set(special))
     if unknown:
         raise TokenizerError(f"'{unknown[0]}' is not a special token of this tokenizer")
+
+
+def id_or_none(tokenizer: Tokenizer, role: Literal["bos", "eos", "pad"]) -> int | None:
+    """The id that begins, ends or pads, or None where the vocabulary names none."""
+    try:
+        return getattr(tokenizer, f"{role}_id")
+    except TokenizerError:
+        return None
 
 
 def require_id(token_id: int | None, what: str) -> int:

@@ -60,7 +60,8 @@ def sample_text(
     limit = max(1, max_seq_len - new_tokens)
     encode = encode or functools.partial(tokenizer.encode, bos=True)
     encoded = [encode(prompt)[-limit:] for prompt in prompts]
-    tokens_BT = _rows(encoded, new_tokens, tokenizer.pad_id, mesh)
+    # No place sees what comes after it, and not every vocabulary has padding.
+    tokens_BT = _rows(encoded, new_tokens, tokenizer.eos_id, mesh)
     ends_B = np.array([len(ids) for ids in encoded] + [1] * (len(tokens_BT) - len(encoded)))
     next_tokens = _make_next_tokens(networks, temperature)
     weights = (best_params(state), state.frozen)
@@ -150,12 +151,12 @@ def _make_next_tokens(networks: Networks, temperature: float) -> Any:
     return next_tokens
 
 
-def _rows(encoded: Sequence[Sequence[int]], new_tokens: int, pad_id: int, mesh: Mesh) -> np.ndarray:
+def _rows(encoded: Sequence[Sequence[int]], new_tokens: int, filler: int, mesh: Mesh) -> np.ndarray:
     """[B, T] tokens with room for the new ones, both rounded up to what the mesh divides."""
     rows = _round_up(len(encoded), axis_size("batch", mesh))
     length = max(map(len, encoded)) + new_tokens
     # A multiple of 64 as well: the shapes that kernels like.
-    tokens_BT = np.full((rows, _round_up(length, 64 * axis_size("length", mesh))), pad_id, np.int32)
+    tokens_BT = np.full((rows, _round_up(length, 64 * axis_size("length", mesh))), filler, np.int32)
     for row, ids in zip(tokens_BT, encoded, strict=False):
         row[: len(ids)] = ids
     return tokens_BT

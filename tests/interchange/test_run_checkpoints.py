@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from flax import nnx
 from in_memory import assert_bit_equal, random_source
 from tiny_checkpoints import CASES, F32, logits, params_of, reference_batch
@@ -24,6 +25,7 @@ from llama_jax.optim.optimizer import make_optimizer
 from llama_jax.optim.schedule import make_schedule
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers.byte import ByteTokenizer
+from llama_jax.tokenizers.hugging_face_json import HuggingFaceTokenizer
 from llama_jax.training.state import init_state
 
 # A restore that fails leaves Orbax's event loop with work that Python reports when it is collected.
@@ -61,6 +63,20 @@ def test_the_newest_checkpoint_of_a_run_or_a_named_one_is_opened(run):
     assert newest.load_tokenizer().encode("a") == [97]
     generation = newest.generation
     assert (generation.stop_ids, generation.bos_id, generation.pad_id) == ({257}, 256, 260)
+
+
+def test_a_run_whose_vocabulary_names_no_padding_opens_like_any_other(run, tmp_path):
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(folder / "tokenizer")
+    # SmolLM2's and Llama 2's: what ends a text is named as padding too, which is none.
+    letters = tokenizers.models.BPE(vocab={"a": 0, "b": 1}, merges=[])
+    definition = tokenizers.Tokenizer(letters)
+    definition.decoder = tokenizers.decoders.ByteLevel()
+    definition.add_special_tokens(["<end>"])
+    words = {"eos_token": "<end>", "pad_token": "<end>"}
+    HuggingFaceTokenizer(definition.to_str(), words).save(folder / "tokenizer")
+    generation = open_source(folder).generation
+    assert (generation.stop_ids, generation.bos_id, generation.pad_id) == ({2}, None, None)
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)

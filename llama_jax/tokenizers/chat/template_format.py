@@ -18,7 +18,7 @@ from llama_jax.tokenizers.chat.message import ChatError, Encoded, Message, messa
 from llama_jax.tokenizers.chat.templates import MARKS_VARIABLE, Template
 from llama_jax.tokenizers.chat.tools import Tool
 from llama_jax.tokenizers.chat.turns import text_of
-from llama_jax.tokenizers.tokenizer import Tokenizer, TokenizerError
+from llama_jax.tokenizers.tokenizer import Tokenizer, id_or_none
 
 # End tokens of known formats; those in the template and the vocabulary end a reply.
 _ENDS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|eot|>", "<|eom|>",
@@ -237,11 +237,10 @@ def _to_table(message: Message) -> dict[str, Any]:
 def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The names of the special tokens that this vocabulary has, by template variable."""
     found = {"unk_token": "<unk>"} if "<unk>" in tokenizer.special else {}
-    for variable, attribute in (("bos", "bos_id"), ("eos", "eos_id"), ("pad", "pad_id")):
-        try:
-            found[f"{variable}_token"] = special_name(tokenizer, getattr(tokenizer, attribute))
-        except TokenizerError:  # it has none, and templates see an undefined variable
-            continue
+    for role in ("bos", "eos", "pad"):
+        token_id = id_or_none(tokenizer, role)
+        if token_id is not None:  # else templates see an undefined variable
+            found[f"{role}_token"] = special_name(tokenizer, token_id)
     return found
 
 

@@ -377,15 +377,19 @@ class RunConfig:
             raise ConfigError(f"objective '{kind}' needs '{head}'", key="model.head")
         if self.training.sample_prompts and head == "scalar":
             raise ConfigError("a reward model writes nothing", key="training.sample_prompts")
-        asked = [s.name for s in self.data.sources if s.preferences and s.preferences.mismatched]
+        if held == "preferences":
+            self._check_mismatched()
+
+    def _check_mismatched(self) -> None:
         is_kto = isinstance(self.objective, DPOConfig) and self.objective.loss == "kto"
-        if bool(asked) != is_kto and held == "preferences":
-            what = (
-                "kto needs mismatched = true of every source"
-                if is_kto
-                else (f"'{asked[0]}' has mismatched = true, which only loss 'kto' reads")
-            )
-            raise ConfigError(what, key="data.sources")
+        for part in ("sources", "held_out"):
+            for source in getattr(self.data, part):
+                if source.preferences and source.preferences.mismatched != is_kto:
+                    asks = "is false, but" if is_kto else "is true, which only"
+                    end = "needs it of every source" if is_kto else "reads"
+                    raise ConfigError(
+                        f"mismatched of '{source.name}' {asks} loss 'kto' {end}", key=f"data.{part}"
+                    )
 
     def _check_continued_adapter(self) -> None:
         if self.init is None or self.init.adapter is None:

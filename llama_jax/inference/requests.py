@@ -26,7 +26,8 @@ def is_conversation(request: Request) -> bool:
 
 
 def read_requests(path: Path) -> list[Request]:
-    """The requests of a file: a prompt a line, or JSON lines with `prompt` or `messages`.
+    """The requests of a file: a prompt a line, or JSON lines with `prompt` (a text or messages) or
+    `messages`.
 
     The first line that isn't empty says which: JSON lines begin with an object that has either
     field. Empty lines are skipped, fields of other names are left alone.
@@ -105,16 +106,18 @@ def _from_json(line: str, where: str) -> Request:
     tools = entry.get("tools") or []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ConfigError("not a list of objects", key="tools", source=where)
-    if "messages" not in entry:
-        if not isinstance(entry["prompt"], str):
-            raise ConfigError("not a text", key="prompt", source=where)
-        return Request(prompt=entry["prompt"], tools=tuple(tools))
-    if "prompt" in entry:
+    if "messages" in entry and "prompt" in entry:
         raise ConfigError("'prompt' and 'messages' exclude each other", source=where)
+    key = "messages" if "messages" in entry else "prompt"
+    given = entry[key]
+    if key == "prompt" and isinstance(given, str):
+        return Request(prompt=given, tools=tuple(tools))
+    if key == "prompt" and not isinstance(given, list):
+        raise ConfigError("neither a text nor messages", key=key, source=where)
     try:
-        messages = messages_from_json(entry["messages"])
+        messages = messages_from_json(given)
     except ChatError as error:
         raise ConfigError(str(error), source=where) from None
     if not messages:
-        raise ConfigError("empty", key="messages", source=where)
+        raise ConfigError("empty", key=key, source=where)
     return Request(messages=tuple(messages), tools=tuple(tools))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llama_jax.data.files import local_path
 from llama_jax.synthesis.correcting import Corrections
 from llama_jax.synthesis.critic import correct_by_model
 from llama_jax.synthesis.edits import correct_by_edits
@@ -34,7 +35,7 @@ def run_sampling(config: SamplingConfig, folder: Path, told: Told | None = None)
     Raises:
       ConfigError, SynthesisError, InterchangeError, TokenizerError, ChatError: one line each.
     """
-    prompts = read_prompts(Path(config.prompts), system=config.system)
+    prompts = read_prompts(local_path(config.prompts), system=config.system)
     check_verifiers(config.verifiers, prompts)
     draw(config.model, config.draw.drawing(config.k), prompts, folder, told)
     open_scorer = scorer_opener(config.reward, batch_size=config.draw.batch_size)

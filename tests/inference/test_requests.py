@@ -30,10 +30,12 @@ def test_json_lines_hold_prompts_messages_and_tools():
         json.dumps({"id": 7, "prompt": "{"}),
         "",
         json.dumps({"messages": [{"role": "user", "content": "a"}], "tools": [tool]}),
+        json.dumps({"prompt": [{"role": "user", "content": "b"}]}),
     ]
     assert parse_requests(lines, "x") == [
         Request(prompt="{"),
         Request(messages=(Message("user", "a"),), tools=(tool,)),
+        Request(messages=(Message("user", "b"),)),
     ]
 
 
@@ -42,7 +44,7 @@ def test_json_lines_hold_prompts_messages_and_tools():
     [
         ("text", r"x:2: not a JSON object with 'prompt' or 'messages'"),
         ('{"text": "a"}', r"x:2: not a JSON object with 'prompt' or 'messages'"),
-        ('{"prompt": 3}', r"x:2: prompt: not a text"),
+        ('{"prompt": 3}', r"x:2: prompt: neither a text nor messages"),
         ('{"messages": []}', r"x:2: messages: empty"),
         ('{"messages": [{"role": "usr"}]}', r"x:2: message 1: unknown role 'usr' \(did you mean"),
         ('{"prompt": "a", "messages": []}', r"x:2: .* exclude each other"),

@@ -140,8 +140,11 @@ def test_fine_tuning_learns_what_assistants_write_and_nothing_else(tmp_path):
     [
         (("objective.kind=reward",), r"model\.head: objective 'reward' needs 'scalar'"),
         (("objective.kind=next_token",), " objective: 'next_token' reads text or conversations"),
-        (("objective.loss=kto",), " data.sources: kto needs mismatched = true"),
-        (("data.sources.0.preferences.mismatched=true",), "mismatched = true, which only loss"),
+        (("objective.loss=kto",), "mismatched of 'arithmetic' is false, but loss 'kto' needs it"),
+        (
+            ("data.sources.0.preferences.mismatched=true",),
+            "mismatched of 'arithmetic' is true, which only loss 'kto' reads",
+        ),
         (("data.sources.0.preferences.shared_prompt=true",), "only a reward model may share"),
     ],
 )

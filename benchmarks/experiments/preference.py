@@ -56,6 +56,8 @@ def run(setup: Setup, arguments: argparse.Namespace, report: Report) -> None:
     samples = setup.sample("samples", setup.checkpoint, trained, arguments.k, draw)
     apart = setup.sample("held_out_samples", setup.checkpoint, held_out, arguments.k, draw)
     pairs = [as_texts(record) for record in read_records(apart / "preferences.jsonl")]
+    if not pairs:
+        raise SystemExit("no held-out prompt has a right and a wrong answer; take more of them")
     greedy = draw | {"temperature": 0.0}
     report.title = "Rejection sampling, fine-tuning and DPO on verified sums"
     report.says = [(__doc__ or "").strip(), yield_of(samples, len(pairs))]

@@ -3,11 +3,13 @@
 Sums of two numbers: the model answers each K times, a verifier says which answers are right. The
 best one of each prompt is fine-tuned on; DPO then learns from pairs of a right and a wrong one. On
 prompts that were held out: greedy exact match, how often a right sampled answer is likelier than a
-wrong one, by how much (nats of the whole answer), and what the right ones' log-probability becomes.
+wrong one, by how much (nats of the whole answer), how often training widened that (what DPO calls
+accuracy: rewards over the model that the stage began with), and the right ones' log-probability.
 """
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +64,18 @@ def run(setup: Setup, arguments: argparse.Namespace, report: Report) -> None:
     report.title = "Rejection sampling, fine-tuning and DPO on verified sums"
     report.says = [(__doc__ or "").strip(), yield_of(samples, len(pairs))]
     report.header = (
-        *("model", "exact match, greedy", "right likelier than wrong"),
-        *("margin, nats", "log-probability of the right"),
+        *("model", "exact match, greedy", "right likelier than wrong", "margin, nats"),
+        *("wider than before the stage", "log-probability of the right"),
     )
-    score(setup, report, "before", setup.checkpoint, held_out, pairs, greedy)
+    held_out_data = (held_out, pairs, greedy)
+    before = score(setup, report, "before", setup.checkpoint, *held_out_data)
     curves: list[list[Curve]] = [[], []]
     for seed in setup.seeds:
         sft = train_sft(setup, arguments, samples, seed)
-        score(setup, report, f"fine-tuned, seed {seed}", str(sft), held_out, pairs, greedy)
+        name = f"fine-tuned, seed {seed}"
+        tuned = score(setup, report, name, str(sft), *held_out_data, begun=before)
         dpo = train_dpo(setup, arguments, samples, sft, seed)
-        score(setup, report, f"and DPO, seed {seed}", str(dpo), held_out, pairs, greedy)
+        score(setup, report, f"and DPO, seed {seed}", str(dpo), *held_out_data, begun=tuned)
         for kind, folder in enumerate((sft, dpo)):
             curves[kind].append(Curve(f"seed {seed}", *read_losses(folder)))
     report.panels = [
@@ -149,24 +153,30 @@ def score(
     prompts: Path,
     pairs: list[tuple[str, str, str]],
     draw: dict[str, Any],
-) -> None:
-    """A row of the table."""
+    *,
+    begun: np.ndarray | None = None,
+) -> np.ndarray:
+    """A row of the table; each pair's lead, and `begun` those of the model that it began as."""
     folder = "greedy_" + name.replace(",", "").replace(" ", "_")
     right = [each[0] for each in read_verdicts(setup.sample(folder, model, prompts, 1, draw))]
     chosen = answer_logps(model, [(asked, good) for asked, good, _ in pairs]).logps
     rejected = answer_logps(model, [(asked, bad) for asked, _, bad in pairs]).logps
     leads = chosen - rejected
     figures = {
-        "exact_match": (sum(right) / len(right), wilson_interval(sum(right), len(right))),
-        "accuracy": (
-            float((leads > 0).mean()),
-            wilson_interval(float((leads > 0).sum()), len(leads)),
-        ),
+        "exact_match": _share(right),
+        "accuracy": _share(leads > 0),
         "margin": _mean(leads),
+        "widened": None if begun is None else _share(leads > begun),
         "chosen_logp": _mean(chosen),
     }
     report.figures[name] = figures
-    report.rows.append((name, *(interval(*figure) for figure in figures.values())))
+    report.rows.append((name, *(interval(*each) if each else "" for each in figures.values())))
+    return leads
+
+
+def _share(passed: Sequence[bool] | np.ndarray) -> tuple[float, tuple[float, float]]:
+    count = int(np.sum(passed))
+    return count / len(passed), wilson_interval(count, len(passed))
 
 
 def _mean(values: np.ndarray) -> tuple[float, tuple[float, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 from llama_jax.tokenizers.byte import BYTE_CLASS, ByteTokenizer
 from llama_jax.tokenizers.hugging_face import CONFIG_FILE, CUT_KEY, special_from_config
 from llama_jax.tokenizers.hugging_face_json import DEFINITION_FILE, HuggingFaceTokenizer, name_of
+from llama_jax.tokenizers.json_files import read_table
 from llama_jax.tokenizers.sentencepiece import Role, SentencePieceTokenizer
 from llama_jax.tokenizers.sentencepiece_proto import parse_model
 from llama_jax.tokenizers.tiktoken import MODEL_FILE, load_tiktoken
@@ -128,21 +129,9 @@ def _with_added_tokens(table: dict[str, Any], definition: Path) -> dict[str, Any
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, with what older folders keep in files of their own."""
-    table = {**_read_json(folder / _SPECIAL_MAP_FILE), **_read_json(folder / CONFIG_FILE)}
-    if "added_tokens_decoder" not in table and (added := _read_json(folder / _ADDED_FILE)):
+    table = {**read_table(folder / _SPECIAL_MAP_FILE), **read_table(folder / CONFIG_FILE)}
+    if "added_tokens_decoder" not in table and (added := read_table(folder / _ADDED_FILE)):
         table["added_tokens_decoder"] = {
             str(token_id): {"content": name, "special": True} for name, token_id in added.items()
         }
-    return table
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: {error}") from None
-    if not isinstance(table, dict):
-        raise TokenizerError(f"{path}: not a JSON object")
     return table

@@ -1,12 +1,13 @@
 """The chat template that comes with a tokenizer: beside its files, or in a GGUF file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from llama_jax.tokenizers.hugging_face import CONFIG_FILE
+from llama_jax.tokenizers.json_files import read_table
 from llama_jax.tokenizers.tokenizer import TokenizerError
 
-TEMPLATE_FILE, TOKENIZER_CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 _OLDER_FILE, _GGUF_FIELD = "chat_template.json", "tokenizer.chat_template"
 
 
@@ -32,9 +33,9 @@ def template_of_folder(folder: Path) -> str | None:
     """
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    for name in (_OLDER_FILE, TOKENIZER_CONFIG_FILE):
+    for name in (_OLDER_FILE, CONFIG_FILE):
         path = folder / name
-        template = _read_json(path).get("chat_template") if path.is_file() else None
+        template = read_table(path).get("chat_template")
         if template is not None:
             return _default_template(template, path)
     return None
@@ -51,16 +52,6 @@ def _default_template(template: Any, path: Path) -> str:
     if not isinstance(template, str):
         raise TokenizerError(f"{path}: chat_template: expected text, got {template!r}")
     return template
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: {error}") from None
-    if not isinstance(table, dict):
-        raise TokenizerError(f"{path}: not a JSON object")
-    return table
 
 
 def _of_gguf(path: Path) -> str | None:

@@ -163,9 +163,9 @@ def test_best_fit_fills_rows_as_the_definition_does(seed, most, count):
 
 def test_best_fit_plans_100k_documents_in_seconds_and_leaves_little_padding():
     lengths = np.random.default_rng(0).lognormal(6, 1.2, 100_000).astype(np.int64) + 2
-    start = time.perf_counter()
+    start = time.process_time()
     packing = make_packing("best_fit", lengths, 2048, "seed")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert packing.tokens_per_row / 2048 > 0.999
 
 

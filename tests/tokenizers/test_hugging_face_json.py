@@ -69,10 +69,10 @@ def test_long_runs_are_fast_and_whole(llama3_json, reference):
     ("unit", "repeats", "count"), [("^", 1_000_000, 250_000), ("a", 100_000, 12_500)]
 )
 def test_runs_of_one_character_have_the_known_number_of_tokens(llama3_json, unit, repeats, count):
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     assert len(llama3_json.encode(unit * repeats)) == count
     assert len(llama3_json.encode(" " * repeats)) == -(-repeats // 128)
-    assert time.perf_counter() - start_s < 10
+    assert time.process_time() - start_s < 10
 
 
 def test_a_folder_with_tokenizer_json_alone_knows_llama_3s_ends(llama3_json):

@@ -29,9 +29,9 @@ def test_long_runs_are_fast_and_cut_where_the_reference_cuts(llama3, reference):
     every = frozenset(llama3.special)
     for case in reference["long"]:
         text = "".join(unit * count for unit, count in case["pieces"])
-        start_s = time.perf_counter()
+        start_s = time.process_time()
         ids = llama3.encode(text)
-        assert time.perf_counter() - start_s < 5
+        assert time.process_time() - start_s < 5
         assert len(ids) == case["n_ids"]
         assert hash_of(ids) == case["sha256"]
         assert llama3.decode(ids) == text

@@ -128,9 +128,9 @@ def test_a_lone_surrogate_becomes_a_replacement_character(spm):
 @pytest.mark.parametrize(("unit", "count"), [("^", 1_000_000), ("a", 100_000), (" ", 100_000)])
 def test_runs_of_one_character_are_fast(spm, unit, count):
     text = unit * count
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     ids = spm.encode(text)
-    assert time.perf_counter() - start_s < 5
+    assert time.process_time() - start_s < 5
     assert spm.decode(ids) == text
 
 

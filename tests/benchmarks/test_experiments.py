@@ -29,8 +29,10 @@ def folder(tmp_path_factory):
         *(word for each in settings for word in ("--set", each)),
     )
     draw = random.Random(0)
-    write(folder / "train_first2500.jsonl", [problem(draw) for _ in range(64)])
-    write(folder / "test.jsonl", [problem(draw) for _ in range(12)])
+    problems = [problem(a, b) for a in range(9) for b in range(9)]
+    draw.shuffle(problems)
+    write(folder / "train_first2500.jsonl", problems[:64])
+    write(folder / "test.jsonl", problems[64:76])
     write(folder / "model_solutions_first500.jsonl", [graded(draw) for _ in range(60)])
     return folder
 
@@ -39,8 +41,7 @@ def write(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def problem(draw):
-    a, b = draw.randint(0, 9), draw.randint(0, 9)
+def problem(a, b):
     return {"question": f"Add {a} and {b}.", "answer": f"{a}+{b}={a + b}\n#### {a + b}"}
 
 
@@ -99,8 +100,8 @@ def test_a_reward_model_learns_what_sets_right_from_wrong(folder):
 
 def test_dpo_widens_the_margin_of_verified_answers_it_has_not_seen(folder):
     figures, table = experiment(
-        *(folder, "preference", "--seq-len", 128, "--prompts", 60, "--held-out-prompts", 30),
-        *("--largest", 7, "--k", 12, "--temperature", 1, "--answer-tokens", 12),
+        *(folder, "preference", "--seq-len", 256, "--prompts", 60, "--held-out-prompts", 30),
+        *("--largest", 8, "--k", 12, "--temperature", 1, "--answer-tokens", 12),
         *("--sft-steps", 10, "--sft-rate", 1e-3, "--dpo-steps", 30, "--dpo-rate", 1e-3),
     )
     before, after = figures["before"], figures["and DPO, seed 3"]

@@ -103,7 +103,7 @@ def test_prompts_that_a_file_does_not_hold_are_told_by_row(tmp_path):
     with pytest.raises(ConfigError, match=told):
         read_prompts(path)
     pq.write_table(pa.Table.from_pylist([{"prompt": 1}]), path)
-    with pytest.raises(ConfigError, match=r"p\.parquet:1: prompt: not a text$"):
+    with pytest.raises(ConfigError, match=r"p\.parquet:1: prompt: neither a text nor messages$"):
         read_prompts(path)
     path.write_bytes(b"no Parquet")
     with pytest.raises(ConfigError, match=r"p\.parquet: unreadable file \(Parquet"):

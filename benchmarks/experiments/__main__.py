@@ -40,7 +40,7 @@ def main() -> None:
         verb.add_argument("--out", type=Path, default=Path("docs/results"))
         verb.add_argument("--work", type=Path, default=Path("runs/experiments"))
         verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-        verb.add_argument("--batch-size", type=int, default=4, help="rows a step")
+        verb.add_argument("--batch-size", type=int, default=module.BATCH_SIZE, help="rows a step")
         module.add_arguments(verb)
     arguments = parser.parse_args()
     setup = Setup(

@@ -15,11 +15,13 @@ from reports import Curve, Report, interval
 from runs import Setup, read_losses, read_records, schedule
 from scoring import AnswerLogps, answer_logps
 
+BATCH_SIZE = 2  # rows a step
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes."""
     sft.add_arguments(parser)
-    parser.add_argument("--student-steps", type=int, default=40)
+    parser.add_argument("--student-steps", type=int, default=24)
     parser.add_argument("--student-rate", type=float, default=5e-4)
     parser.add_argument("--teacher", help="a fine-tuned run; default: it is trained first")
 

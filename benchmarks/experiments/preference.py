@@ -29,12 +29,14 @@ from scoring import answer_logps, bootstrap
 
 from llama_jax.evals.win_rate import wilson_interval
 
+BATCH_SIZE = 2  # rows a step
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes."""
     parser.add_argument("--seq-len", type=int, default=256)
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--held-out-prompts", type=int, default=96)
+    parser.add_argument("--prompts", type=int, default=192)
+    parser.add_argument("--held-out-prompts", type=int, default=64)
     parser.add_argument("--largest", type=int, default=30, help="number of a sum")
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=0.8)

@@ -20,13 +20,14 @@ from llama_jax.synthesis.reward_scorer import open_reward_scorer
 from llama_jax.tokenizers.chat import Message
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+BATCH_SIZE = 4  # rows a step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes."""
     parser.add_argument("--gsm8k", type=Path, required=True)
-    parser.add_argument("--seq-len", type=int, default=640)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rate", type=float, default=5e-5)
     parser.add_argument("--problems", type=int, default=500)
     parser.add_argument("--pairs-a-problem", type=int, default=1, help="of training; the most")

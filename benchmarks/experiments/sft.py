@@ -14,6 +14,8 @@ from scoring import AnswerLogps, answer_logps
 
 from llama_jax.evals.win_rate import wilson_interval
 
+BATCH_SIZE = 4  # rows a step
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes."""

@@ -58,7 +58,8 @@ def graded(draw):
 def experiment(folder, name, *words):
     call(
         *("benchmarks/experiments", name, "--checkpoint", str(folder / "start")),
-        *("--out", str(folder / "out"), "--work", str(folder / "work"), "--seeds", "3"),
+        *("--out", str(folder / "out"), "--work", str(folder / "work")),
+        *("--seeds", "3", "--batch-size", "4"),
         *map(str, words),
     )
     out = folder / "out"

@@ -6,9 +6,11 @@
     python benchmarks/experiments distill --checkpoint DIR --gsm8k DIR
 
 DIR of --checkpoint is any that `llama-jax convert` reads; docs/results has SmolLM2-135M-Instruct's,
-made with the defaults. --gsm8k is a folder with train_first2500.jsonl, test.jsonl and
-model_solutions_first500.jsonl of openai/grade-school-math. Each experiment writes NAME.json,
-NAME.md and NAME.png into --out; runs stay in --work, and a call that was killed goes on from them.
+made with the defaults, distillation with --teacher from the first seed of sft. --gsm8k is a folder
+with train_first2500.jsonl, test.jsonl and model_solutions_first500.jsonl of
+openai/grade-school-math. Each experiment writes NAME.json, NAME.md and NAME.png into --out; runs
+stay in --work, and a call that was killed goes on from them. With other settings it refuses to:
+name another folder then.
 """
 
 import argparse

@@ -123,5 +123,8 @@ def _command(*words: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    """Refuses to change a file: what was made from the one that is there isn't made again."""
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise SystemExit(f"{path} is of other settings; give another --work")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -86,6 +86,11 @@ def test_fine_tuning_lowers_the_held_out_loss(folder):
         *("--test-problems", 12, "--answer-tokens", 16),
     )
     assert again == figures
+    with pytest.raises(subprocess.CalledProcessError):
+        experiment(
+            *(folder, "sft", "--gsm8k", folder, "--seq-len", 128, "--steps", 31, "--rate", 3e-3),
+            *("--test-problems", 12, "--answer-tokens", 16),
+        )
 
 
 def test_a_reward_model_learns_what_sets_right_from_wrong(folder):

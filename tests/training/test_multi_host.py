@@ -29,6 +29,9 @@ SMALL = [
 FLOAT32_NOISE = 2e-4
 # How soon the others end when a process dies whose connections break, on a busy machine.
 STOP_S = 30
+# During a save all wait where no connection is: only missing heartbeats tell that one is dead.
+DEAD_AFTER_S = 20
+HEARTBEATS = {"LLAMA_JAX_DEAD_AFTER_S": str(DEAD_AFTER_S)}
 
 
 class Job:
@@ -160,12 +163,12 @@ def assert_says_that_another_is_gone(line):
 
 
 def test_when_one_of_4_is_killed_the_others_end_soon_and_2_go_on_to_the_same_losses(job, alone):
-    four = job(4)
-    four.wait_for_step(6)
+    four = job(4, variables=HEARTBEATS)
+    four.wait_for_step(4)  # whose checkpoint is being saved, or has just been
     four.processes[2].kill()
     killed_s = time.monotonic()
     four.finish(1, 1, -signal.SIGKILL, 1)
-    assert time.monotonic() - killed_s < STOP_S
+    assert time.monotonic() - killed_s < DEAD_AFTER_S + STOP_S
     for number in (0, 1, 3):
         assert_says_that_another_is_gone(four.last_line(number))
     two = job(2)
@@ -176,7 +179,7 @@ def test_when_one_of_4_is_killed_the_others_end_soon_and_2_go_on_to_the_same_los
 def test_when_the_process_that_coordinates_is_killed_the_other_ends_as_soon(job):
     two = job(2)
     two.wait_for_step(2)
-    two.processes[0].kill()
+    two.processes[0].kill()  # the heartbeats go to this one: its connections break
     killed_s = time.monotonic()
     two.finish(-signal.SIGKILL, 1)
     assert time.monotonic() - killed_s < STOP_S
@@ -185,12 +188,12 @@ def test_when_the_process_that_coordinates_is_killed_the_other_ends_as_soon(job)
 
 def test_a_process_that_only_falls_silent_is_missed_in_the_time_that_is_set(job):
     # As a machine that vanishes: no connection breaks, and the others hang in a collective.
-    two = job(2, variables={"LLAMA_JAX_DEAD_AFTER_S": "10"})
+    two = job(2, variables=HEARTBEATS)
     two.wait_for_step(3)
     two.processes[1].send_signal(signal.SIGSTOP)
     stopped_s = time.monotonic()
     assert two.processes[0].wait(timeout=120) == 1
-    assert time.monotonic() - stopped_s < 10 + STOP_S
+    assert time.monotonic() - stopped_s < DEAD_AFTER_S + STOP_S
     assert_says_that_another_is_gone(two.last_line(0))
 
 

@@ -195,6 +195,12 @@ class DataConfig:
         order: tuple[DataKind, ...] = ("preferences", "conversations", "text")
         return next(kind for kind in order if kind in kinds)
 
+    @property
+    def first_records(self) -> ConversationsConfig | PreferencesConfig | None:
+        """The first source that holds conversations or preferences; it says how to chat."""
+        held = (source.conversations or source.preferences for source in self.sources)
+        return next(filter(None, held), None)
+
     def _check_kinds(self) -> None:
         for key in ("sources", "held_out"):
             for source in getattr(self, key):

@@ -3,10 +3,12 @@
 <run_dir>/tokenizer/            trained on the run's own text, or a copy
 <run_dir>/data/sources/<name>/  a source that is given as text
 <run_dir>/data/held_out/<name>/
+<run_dir>/chat_template.jinja   where the records' own table names one
 """
 
 import itertools
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -106,6 +108,8 @@ def open_documents(
             _check_loss(source, part, loss_on)
             template = template_of_folder(run_dir / TOKENIZER)
             build_examples(records, config, tokenizer, folder, progress=progress, template=template)
+            if part == "sources" and records is config.first_records:
+                _keep_chat_template(records.chat_template, run_dir)
             opened.append(open_examples(folder, loss_on))
             continue
         if source.text is not None:
@@ -118,6 +122,14 @@ def open_documents(
             )
         opened.append(documents)
     return opened
+
+
+def _keep_chat_template(path: str | None, run_dir: Path) -> None:
+    """A copy of the file that the run's conversations are written by: a model is asked so too."""
+    if path is not None:
+        unfinished = run_dir / f".tmp-{os.getpid()}-{TEMPLATE_FILE}"
+        shutil.copyfile(path, unfinished)
+        unfinished.replace(run_dir / TEMPLATE_FILE)
 
 
 def _check_loss(source: configs.SourceConfig, part: str, loss_on: LossOn) -> None:

@@ -67,7 +67,8 @@ def open_session(
     Args:
       path: as `interchange.open_source` takes it.
       chat: whether a chat format is wanted.
-      chat_format: its name; by default the template of the model's files, else by its vocabulary.
+      chat_format: its name; by default that which a run was trained with, the template of the
+        model's files, or by its vocabulary.
       date: today, for the formats that tell it.
       dtype: of parameters and computation; by default that of `default_dtype`.
       overrides: `mesh.axis=size` assignments.
@@ -91,8 +92,8 @@ def open_session(
     tokenizer = source.load_tokenizer()
     chosen = None
     if chat:
-        template = source.chat_template
-        chosen = make_chat_format(tokenizer, name=chat_format, template=template, date=date)
+        template, name = source.chat_template, chat_format or source.generation.chat_format
+        chosen = make_chat_format(tokenizer, name=name, template=template, date=date)
     mesh = make_mesh(placement.mesh)
     dtype = dtype or default_dtype()
     execution = ExecutionConfig(param_dtype=dtype, compute_dtype=dtype, remat="none")

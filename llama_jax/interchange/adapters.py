@@ -57,6 +57,11 @@ class AdapterSource(Protocol):
         ...
 
     @property
+    def chat_format(self) -> str | None:
+        """The name of the format that it was trained with, where it says so."""
+        ...
+
+    @property
     def partial(self) -> bool:
         """Whether it says that it adapts some layers only."""
         ...
@@ -147,7 +152,7 @@ class AdaptedSource:
     """A `Source` whose weights are a checkpoint's with an adapter merged into them, in float32.
 
     Nothing is computed before a tensor is read. Tokenizer and generation defaults are those of
-    `about`, by default the checkpoint's; so is the chat template where the adapter has none.
+    `about`, by default the checkpoint's; so is how to chat where the adapter doesn't say.
     """
 
     def __init__(self, base: Source, adapter: AdapterSource, *, about: About | None = None) -> None:
@@ -174,12 +179,17 @@ class AdaptedSource:
     @property
     def chat_template(self) -> str | None:
         """The adapter's own, or the checkpoint's."""
+        if self.adapter.chat_format is not None:
+            return None
         return self.adapter.chat_template or self._about.chat_template
 
     @property
     def generation(self) -> GenerationDefaults:
-        """As for the class."""
-        return self._about.generation
+        """As for the class, in the adapter's chat format where it has one."""
+        told = self._about.generation
+        if self.adapter.chat_format is None and self.adapter.chat_template is None:
+            return told
+        return dataclasses.replace(told, chat_format=self.adapter.chat_format)
 
     def stored_name(self, name: str) -> str:
         """The checkpoint's; a reward head may be the adapter's."""

@@ -22,6 +22,7 @@ class GenerationDefaults:
     Attributes:
       stop_ids: every id that ends a completion; files give a number or a list.
       temperature: 0 where a file says not to sample.
+      chat_format: the name of the one that a run was trained with; no file of others has it.
     """
 
     stop_ids: frozenset[int] = frozenset()
@@ -32,6 +33,7 @@ class GenerationDefaults:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    chat_format: str | None = None
 
     def check_ids(self, vocab_size: int, file: str) -> None:
         """Raise `InterchangeError` for an id outside the vocabulary: it would never come."""

@@ -166,12 +166,13 @@ def stated_llama3(fields: Mapping[str, Any]) -> Llama3Scaling | None:
 def generation_from_fields(fields: Mapping[str, Any]) -> GenerationDefaults:
     """Stop ids (end of text, of turn and of message) and sampling defaults, where said."""
     stops = fields.get(_STOP_IDS) or [fields.get(key) for key in (_EOS, _EOT, _EOM)]
+    told: dict[str, Any] = {f: _real(fields, key) for f, key in _SAMPLING.items() if key in fields}
     return GenerationDefaults(
         stop_ids=frozenset(token_id for token_id in stops if token_id is not None),
         bos_id=fields.get(_BOS),
         pad_id=fields.get(_PAD),
         top_k=fields.get(TOP_K),
-        **{field: _real(fields, key) for field, key in _SAMPLING.items() if key in fields},
+        **told,
     )
 
 

@@ -36,6 +36,8 @@ _SCORE = re.compile(r"base_model\.model\.score(?:\.modules_to_save)?(?:\.default
 class PeftAdapter:
     """An `AdapterSource` over such a folder. Opening reads JSON and a header alone."""
 
+    chat_format = None
+
     def __init__(self, folder: Path) -> None:
         """Open `folder`.
 

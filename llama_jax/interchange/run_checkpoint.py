@@ -21,6 +21,7 @@ from llama_jax.interchange.tensors import InterchangeError, Shape
 from llama_jax.models.accounting import param_shapes
 from llama_jax.models.lora import trainable_paths
 from llama_jax.tokenizers import Tokenizer, load_tokenizer
+from llama_jax.tokenizers.chat.template_files import TEMPLATE_FILE
 from llama_jax.tokenizers.tokenizer import id_or_none
 
 # As training/run.py names them.
@@ -61,12 +62,30 @@ class RunCheckpoint:
 
     @property
     def chat_template(self) -> str | None:
-        """That of the run's tokenizer, unless its records were written in another format."""
-        sources = self.run.data.sources
-        for records in (source.conversations or source.preferences for source in sources):
-            if records and (records.chat_template or records.chat_format not in (None, "template")):
-                return None
-        return read_chat_template(self.run_dir / TOKENIZER_FOLDER)
+        """The one that its first records were written with; None if that is a format of ours.
+
+        Raises:
+          InterchangeError: a template that can't be read, or of which the run has no copy.
+        """
+        records = self.run.data.first_records
+        if records is None or not records.chat_template:
+            named = self.chat_format is not None
+            return None if named else read_chat_template(self.run_dir / TOKENIZER_FOLDER)
+        try:
+            return (self.run_dir / TEMPLATE_FILE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InterchangeError(
+                f"{self.run_dir / TEMPLATE_FILE}: {error.strerror}; it is the copy of "
+                f"{records.chat_template}, by which the run's records were written"
+            ) from None
+
+    @property
+    def chat_format(self) -> str | None:
+        """The name of the format that its first records ask for; None leaves it to a template."""
+        records = self.run.data.first_records
+        if records is None or records.chat_template or records.chat_format == "template":
+            return None
+        return records.chat_format
 
     @property
     def generation(self) -> GenerationDefaults:
@@ -77,6 +96,7 @@ class RunCheckpoint:
             bos_id=id_or_none(tokenizer, "bos"),
             # None of its own where rows are padded with what ends texts.
             pad_id=id_or_none(tokenizer, "pad"),
+            chat_format=self.chat_format,
         )
 
     def load_tokenizer(self) -> Tokenizer:

@@ -129,7 +129,7 @@ def open_reward_scorer(
 
     Args:
       path: its scalar head is said by its config.
-      chat_format: by name; by default the template of the model's files, else by its vocabulary.
+      chat_format: by name; by default as for generating.
       dtype: of parameters and computation; by default as for generating.
       mesh: where it is laid out; by default all devices share it.
       batch_size: conversations at once.
@@ -143,13 +143,14 @@ def open_reward_scorer(
     if source.config.head != "scalar":
         raise ConfigError("is no reward model: its head is the vocabulary's", source=path)
     tokenizer = source.load_tokenizer()
-    chat = make_chat_format(tokenizer, name=chat_format, template=source.chat_template)
+    name = chat_format or source.generation.chat_format
+    chat = make_chat_format(tokenizer, name=name, template=source.chat_template)
     dtype = dtype or default_dtype()
     execution = ExecutionConfig(param_dtype=dtype, compute_dtype=dtype, remat="none")
     laid_out = make_mesh(mesh or MeshConfig())
     model = load_model(source, execution, laid_out, progress=progress)
-    name = f"{source.path}@{model_fingerprint(source)}"
-    return RewardScorer(model, tokenizer, chat, laid_out, name=name, batch_size=batch_size)
+    scorer = f"{source.path}@{model_fingerprint(source)}"
+    return RewardScorer(model, tokenizer, chat, laid_out, name=scorer, batch_size=batch_size)
 
 
 def _rewards(

@@ -113,8 +113,7 @@ def _chat_prompt(
     config: RunConfig, tokenizer: Tokenizer, run_dir: Path
 ) -> Callable[[str], list[int]] | None:
     """By the chat format of the first source that has one; None where all are plain text."""
-    held = (source.conversations or source.preferences for source in config.data.sources)
-    records = next(filter(None, held), None)
+    records = config.data.first_records
     if records is None:
         return None
     chat, _ = chat_format_of(records, tokenizer, template_of_folder(run_dir / TOKENIZER))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from llama_jax.config.post_training import InitConfig
 from llama_jax.config.run import RunConfig
 from llama_jax.interchange.depth import WithLayers
 from llama_jax.interchange.opening import open_adapter, open_source
@@ -63,7 +64,11 @@ def _starting_model(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh, say: Sa
         tokenizer=tokenizer,
         special_rows=config.init.special_rows,
     )
-    say(f"starting from {config.init.path}")
+    say(f"starting from {config.init.path}{_chosen_layers(config.init)}")
     for note in start.notes:
         say(note)
     return start.model
+
+
+def _chosen_layers(init: InitConfig) -> str:
+    return "" if init.layers is None else f", layers {', '.join(map(str, init.layers))} of it"

@@ -69,9 +69,9 @@ def ids_of(part):
     return [BYTE.special[part]] if part in BYTE.special else list(part.encode())
 
 
-def write_run(source, folder):
+def write_run(source, folder, run="tiny", settings=()):
     """A run's folder with one checkpoint of the source's weights, as training leaves it."""
-    config = dataclasses.replace(load_run_config("tiny"), model=source.config)
+    config = dataclasses.replace(load_run_config(run, settings), model=source.config)
     folder.mkdir()
     (folder / "config.toml").write_text(to_toml(to_table(config)))
     BYTE.save(folder / "tokenizer")

@@ -146,6 +146,17 @@ def test_a_chat_format_can_be_named(hugging_face, capsys):
     assert line["prompt_ids"] == wanted
 
 
+def test_a_run_is_asked_in_the_format_that_its_records_name(source, tmp_path, capsys):
+    named = ["data.sources.0.conversations.chat_format=zephyr"]
+    write_run(source, tmp_path / "run", "debug/sft", named)
+    options = ["--chat", "--prompt", "Hi", *GREEDY]
+    (line,) = json_lines(capsys, tmp_path / "run", *options)
+    text = "<|begin_of_text|><|user|>\nHi<|end_of_text|>\n<|assistant|>\n"
+    assert BYTE.decode(line["prompt_ids"]) == text
+    (line,) = json_lines(capsys, tmp_path / "run", "--chat-format", "llama3", *options)
+    assert BYTE.decode(line["prompt_ids"]).startswith("<|begin_of_text|><|start_header_id|>user")
+
+
 def test_json_lines_of_messages_are_conversations(hugging_face, monkeypatch, capsys):
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
                 {"role": "user", "content": "c"}]  # fmt: skip

@@ -9,8 +9,9 @@ from chat_bytes import CHATML, LLAMA2, data_config, lines, marked, opened, said
 from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError, to_table, to_toml
 from llama_jax.config.run import TokenizerFile
-from llama_jax.data.sources import open_tokenizer
+from llama_jax.data.sources import open_documents, open_tokenizer
 from llama_jax.interchange.run_checkpoint import RunCheckpoint
+from llama_jax.interchange.tensors import InterchangeError
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.tokenizers.chat import make_chat_format
 from llama_jax.tokenizers.chat.template_files import find_chat_template
@@ -76,16 +77,41 @@ def test_a_run_that_began_without_a_template_goes_on_without(tmp_path, folder):
     assert written(config, tmp_path / "run")[0] == text == "user\n\nHiassistant\n\nHello"
 
 
-def test_a_runs_checkpoint_has_the_template_that_it_was_trained_with(tmp_path, folder):
-    for name, setting, wanted in (
-        ("same", "seed=1", TEMPLATE),
-        ("named", "data.sources.0.conversations.chat_format=llama3", None),
-    ):
-        config, run_dir = run_config(tmp_path, folder, setting), tmp_path / name
-        open_tokenizer(config, run_dir)
-        (run_dir / "checkpoints" / "step_1").mkdir(parents=True)
-        (run_dir / "config.toml").write_text(to_toml(to_table(config)))
-        assert RunCheckpoint(run_dir).chat_template == wanted
+def finished(config, run_dir):
+    """The checkpoint of a run, as far as chats go."""
+    open_documents(
+        config.data, "sources", open_tokenizer(config, run_dir), run_dir, workers=1, progress=False
+    )
+    (run_dir / "checkpoints" / "step_1").mkdir(parents=True)
+    (run_dir / "config.toml").write_text(to_toml(to_table(config)))
+    return RunCheckpoint(run_dir)
+
+
+@pytest.mark.parametrize("setting", ["seed=1", "data.sources.0.conversations.chat_format=template"])
+def test_a_runs_checkpoint_has_the_template_that_it_was_trained_with(tmp_path, folder, setting):
+    checkpoint = finished(run_config(tmp_path, folder, setting), tmp_path / "run")
+    assert checkpoint.chat_template == TEMPLATE
+    assert checkpoint.generation.chat_format is None
+
+
+def test_a_runs_checkpoint_has_the_format_that_its_records_name(tmp_path, folder):
+    config = run_config(tmp_path, folder, "data.sources.0.conversations.chat_format=llama3")
+    checkpoint = finished(config, tmp_path / "run")
+    assert checkpoint.chat_template is None
+    assert checkpoint.generation.chat_format == "llama3"
+
+
+def test_a_runs_checkpoint_has_a_copy_of_the_template_that_its_records_name(tmp_path, folder):
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(TEMPLATE.replace("Tiny", "Mine"))
+    config = run_config(tmp_path, folder, f"data.sources.0.conversations.chat_template={mine}")
+    checkpoint = finished(config, tmp_path / "run")
+    mine.unlink()
+    assert checkpoint.chat_template == TEMPLATE.replace("Tiny", "Mine")
+    assert checkpoint.generation.chat_format is None
+    (tmp_path / "run" / "chat_template.jinja").unlink()
+    with pytest.raises(InterchangeError, match=r"chat_template\.jinja: No such file .*mine\.jinja"):
+        checkpoint.chat_template  # noqa: B018 (reading it is what fails)
 
 
 def test_templates_are_found_beside_any_tokenizer_or_told_what_is_wrong(tmp_path):

@@ -28,6 +28,7 @@ class ArrayAdapter:
     path: str = "arrays"
     partial: bool = False
     chat_template: str | None = None
+    chat_format: str | None = None
 
     @property
     def tensors(self):

@@ -18,6 +18,7 @@ from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.adapters import AdaptedSource
 from llama_jax.interchange.converting import convert
+from llama_jax.interchange.generation_defaults import GenerationDefaults
 from llama_jax.interchange.loading import load_model, load_params, load_tensors
 from llama_jax.interchange.opening import open_adapter, open_source, recognise
 from llama_jax.interchange.peft import PeftAdapter, write_peft
@@ -86,6 +87,19 @@ def test_an_adapter_written_again_is_the_same_file_and_config(name, tmp_path):
     # It lists target modules in any order; a classifier has two names.
     assert differ <= {"target_modules", "modules_to_save"}
     assert set(mine["target_modules"]) == set(table["target_modules"])
+
+
+def test_how_to_chat_is_the_adapters_own_where_it_says():
+    told = GenerationDefaults(frozenset({257}), chat_format="zephyr")
+    base = random_source(chat_template="base's", generation=told)
+    for template, name, wanted in (
+        (None, None, ("base's", "zephyr")),
+        ("own", None, ("own", None)),
+        (None, "llama3", (None, "llama3")),
+    ):
+        source = AdaptedSource(base, random_adapter(chat_template=template, chat_format=name))
+        assert (source.chat_template, source.generation.chat_format) == wanted
+        assert source.generation.stop_ids == {257}
 
 
 def test_slices_of_merged_weights_are_those_of_the_whole():

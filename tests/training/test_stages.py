@@ -186,6 +186,9 @@ def test_a_stage_starts_from_another_stages_model(taught, tmp_path):
     _, text = run(tmp_path, "reward", f"init.path={taught[1]}")
     assert f"starting from {taught[1]}" in text
     assert "the reward head is new" in text
+    half = ("model.num_layers=1", "init.layers=[1]", "training.steps=1")
+    _, text = run(tmp_path / "half", "sft", f"init.path={taught[1]}", *half)
+    assert f"starting from {taught[1]}, layers 1 of it" in text
 
 
 @pytest.mark.slow

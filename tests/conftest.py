@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import time
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,7 +23,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+STARTED_S = time.monotonic()
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--begin-within", type=float, metavar="SECONDS", help="skip what begins later")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    within_s = item.config.getoption("--begin-within")
+    if within_s is not None and time.monotonic() - STARTED_S > within_s:
+        pytest.skip(f"no time left for {item.nodeid}")
 
 
 def pytest_configure() -> None:

@@ -34,6 +34,11 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("data.sources.*.conversations.path", True),
     ("data.sources.*.preferences.path", True),
     ("tokenizer.path", True),
+    # What is read at every start is checked by its fingerprint, see `origins`; the rest of these
+    # only said where step 0 came from.
+    ("init.path", True),
+    ("init.adapter", True),
+    ("objective.path", True),
     # Longer or shorter: the schedule is drawn anew over the new length, and the run says so.
     ("training.steps", True),
 )

@@ -5,7 +5,7 @@ run.json      fingerprint and every start     tensorboard/   the same as event f
 tokenizer/    made or copied on first use     plots/         the loss curve
 data/         tokenised on first use          samples.txt    what the model writes
 checkpoints/  state and data position         result.json    the figures of the finished run
-profile/      a trace of the steps asked for
+profile/      a trace of chosen steps       origins.json   models that going on reads again
 """
 
 import dataclasses
@@ -44,9 +44,11 @@ from llama_jax.training.inputs import (
 )
 from llama_jax.training.loop import Parts, run_steps
 from llama_jax.training.networks import Networks
+from llama_jax.training.origins import check_origins, note_origins
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
+from llama_jax.training.run_files import write_json, write_text
 from llama_jax.training.samples import write_samples
 from llama_jax.training.starting import starting_params
 from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens
@@ -141,6 +143,7 @@ class _Run:
         restored = self.checkpoints.restore_latest(saved_part(assembly.abstract_state))
         if restored is None:
             step, position = 0, None
+            note_origins(config, self.run_dir)
             params, frozen = starting_params(
                 config, assembly, inputs.tokenizer, self.mesh, self.say
             )
@@ -151,6 +154,7 @@ class _Run:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
             if assembly.abstract_state.frozen:
+                check_origins(config, self.run_dir)
                 _, frozen = starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
                 state = dataclasses.replace(state, frozen=frozen)
         if self.profile is not None:
@@ -213,6 +217,7 @@ class _Run:
         def params() -> Any:
             if first is not None:
                 return first.params, first.frozen
+            check_origins(config, self.run_dir)
             return starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
 
         return attach_reference(
@@ -251,7 +256,7 @@ class _Run:
             "seconds": {**seconds, "with_preparation": time.perf_counter() - begun_s},
         }
         if writes:
-            _write_json(self.run_dir / RESULT_FILE, figures)
+            write_json(self.run_dir / RESULT_FILE, figures)
         return Outcome(self.run_dir, step, figures, stop.exit_code)
 
     def _write_samples(
@@ -325,8 +330,8 @@ def _describe(config: RunConfig, run_dir: epath.Path) -> None:
     path = run_dir / RUN_FILE
     earlier = json.loads(path.read_text())["starts"] if path.exists() else []
     start = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **describe_start()}
-    _write_json(path, {"fingerprint": fingerprint(config), "starts": [*earlier, start]})
-    _replace(run_dir / CONFIG_FILE, to_toml(to_table(config)))
+    write_json(path, {"fingerprint": fingerprint(config), "starts": [*earlier, start]})
+    write_text(run_dir / CONFIG_FILE, to_toml(to_table(config)))
 
 
 def _finished(
@@ -339,17 +344,6 @@ def _finished(
         return None
     figures = json.loads(path.read_text())
     return figures if figures["step"] == config.training.steps else None
-
-
-def _write_json(path: epath.Path, table: dict[str, Any]) -> None:
-    _replace(path, json.dumps(table, indent=2) + "\n")
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    # Renamed into place: a run that is killed here leaves no half-written file behind.
-    temporary = path.parent / f"{path.name}.new"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _printer(console: Console) -> Say:

@@ -71,4 +71,5 @@ def test_a_field_that_no_rule_names_may_not_change():
     assert may_change("data.sources.3.preferences.path")
     assert not may_change("data.sources.3.preferences.strength")
     assert not may_change("data.sources.3.conversations.chat_template")
-    assert not may_change("init.path")
+    assert may_change("init.path")
+    assert not may_change("init.layers")

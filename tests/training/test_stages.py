@@ -2,6 +2,7 @@
 
 import io
 import math
+import shutil
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -205,6 +206,21 @@ def test_under_adapters_the_base_is_the_reference_and_stays_as_it_was(taught, tm
     params = [name for name in names if name.startswith("params.")]
     assert params
     assert all("_lora_" in name for name in params)
+
+
+@pytest.mark.slow
+def test_the_base_under_adapters_may_move_but_not_train_on(taught, tmp_path):
+    base, rank = tmp_path / "base", "adapter.rank=4"
+    shutil.copytree(taught[1], base)
+    run(tmp_path / "run", "sft", f"init.path={base}", rank, "training.steps=2")
+    moved = base.rename(tmp_path / "moved")
+    _, text = run(tmp_path / "run", "sft", f"init.path={moved}", rank, "training.steps=3")
+    assert f"init.path ({str(base)!r} -> {str(moved)!r})" in text
+    run(moved, "sft", "training.steps=5")
+    with pytest.raises(ConfigError, match=r"^init\.path: .*moved holds another model now"):
+        run(tmp_path / "run", "sft", f"init.path={moved}", rank, "training.steps=4")
+    before = moved / "checkpoints" / "step_4"
+    run(tmp_path / "run", "sft", f"init.path={before}", rank, "training.steps=4")
 
 
 @pytest.mark.slow

@@ -1,0 +1,68 @@
+"""What a run reads again when it goes on is what it began with, wherever that lies by now."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from llama_jax.config.files import load_run_config
+from llama_jax.config.loading import ConfigError
+from llama_jax.interchange.hugging_face_writing import write_hugging_face
+from llama_jax.tokenizers.byte import ByteTokenizer
+from llama_jax.training.origins import check_origins, note_origins
+
+sys.path.append(str(Path(__file__).parents[1] / "interchange"))
+
+from in_memory import random_source
+
+ADAPTER = ("adapter.rank=4",)
+CASES = {
+    "init.path": ("debug/sft", *ADAPTER),
+    "objective.path": ("debug/distill",),
+}
+
+
+def written(folder, seed):
+    folder.mkdir(parents=True)
+    write_hugging_face(random_source(seed=seed), folder, tokenizer=ByteTokenizer())
+    return folder
+
+
+def run_from(key, folder):
+    name, *settings = CASES[key]
+    return load_run_config(name, [*settings, f"{key}={folder}"])
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_a_checkpoint_may_move_but_not_become_another(tmp_path, key):
+    folder, run_dir = written(tmp_path / "a", seed=0), epath.Path(tmp_path)
+    note_origins(run_from(key, folder), run_dir)
+    moved = folder.rename(tmp_path / "b")
+    check_origins(run_from(key, moved), run_dir)
+    other = run_from(key, written(tmp_path / "a", seed=1))
+    with pytest.raises(ConfigError, match=rf"^{key}: .*a holds another model now "):
+        check_origins(other, run_dir)
+    note_origins(other, run_dir)  # a run that begins again, from something else
+    check_origins(other, run_dir)
+    (tmp_path / "origins.json").unlink()
+    check_origins(run_from(key, moved), run_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "keys"),
+    [
+        ("debug/sft", (), []),  # trained whole: its own checkpoints are all that it needs
+        ("debug/dpo", ("objective.loss=simpo", "objective.gamma=1.0"), []),
+        ("debug/dpo", (), ["init.path"]),
+        ("debug/dpo", ("objective.reference=live",), ["init.path"]),
+        ("debug/reward", ADAPTER, ["init.path"]),
+    ],
+)
+def test_only_what_is_read_again_is_noted(tmp_path, name, settings, keys):
+    folder = written(tmp_path / "a", seed=0)
+    config = load_run_config(name, [f"init.path={folder}", *settings])
+    note_origins(config, epath.Path(tmp_path))
+    path = tmp_path / "origins.json"
+    assert (sorted(json.loads(path.read_text())) if path.exists() else []) == keys

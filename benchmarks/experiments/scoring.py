@@ -14,6 +14,7 @@ from flax import nnx
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.loading import load_model
 from llama_jax.interchange.opening import open_source
+from llama_jax.interchange.source import Source
 from llama_jax.losses.token_logps import token_logps
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers.chat import Message, make_chat_format
@@ -46,10 +47,10 @@ class AnswerLogps:
 
 
 def answer_logps(
-    checkpoint: str, asked: Sequence[tuple[str, str]], *, rows: int = 8
+    checkpoint: str | Source, asked: Sequence[tuple[str, str]], *, rows: int = 8
 ) -> AnswerLogps:
     """Log-probabilities of answers to questions, in the checkpoint's chat format, in float32."""
-    source = open_source(checkpoint)
+    source = open_source(checkpoint) if isinstance(checkpoint, str) else checkpoint
     chat = make_chat_format(source.load_tokenizer(), template=source.chat_template)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     execution = ExecutionConfig(compute_dtype="float32", remat="none")

@@ -32,6 +32,7 @@ from llama_jax.interchange.tensors import (
 )
 from llama_jax.interchange.verifying import PROMPT, Comparison, compare, prompt_ids
 from llama_jax.tokenizers import Tokenizer, TokenizerError
+from llama_jax.tokenizers.chat.own_templates import own_template
 
 _FLOAT_KINDS = frozenset({"F32", "BF16", "F16"})
 
@@ -254,7 +255,14 @@ def _notes(source: Source, written: Source, tokenizer: Tokenizer | None) -> tupl
     if source.chat_template is not None and written.chat_template != source.chat_template:
         kept = "changed" if written.chat_template else "left out"
         notes.append(f"the chat template was {kept}")
+    name = source.generation.chat_format
+    if name is not None and written.chat_template is not None:
+        notes.append(f"a chat template was written for the {name} format; it has no tools")
+    elif name is not None:
+        notes.append(f"the {name} chat format was left out: no chat template is written for it")
     for field in dataclasses.fields(GenerationDefaults):
+        if field.name == "chat_format":
+            continue
         ours, theirs = (getattr(each.generation, field.name) for each in (source, written))
         if ours != theirs and ours not in (None, frozenset()):
             notes.append(f"generation: {field.name}: {_said(ours)} became {_said(theirs)}")
@@ -294,6 +302,9 @@ class _Reading:
     ) -> None:
         self.format, self.path, self.config = source.format, source.path, source.config
         self.chat_template, self.generation = source.chat_template, source.generation
+        if tokenizer is not None and self.generation.chat_format is not None:
+            # Other programs know a format by its template alone.
+            self.chat_template = own_template(self.generation.chat_format, tokenizer)
         self._source = source
         self._tokenizer, self._progress = tokenizer, progress
         self._done, self._total = 0, sum(t.nbytes for t in source.tensors.values())

@@ -21,6 +21,7 @@ from llama_jax.interchange.tensors import InterchangeError, Shape
 from llama_jax.models.accounting import param_shapes
 from llama_jax.models.lora import trainable_paths
 from llama_jax.tokenizers import Tokenizer, load_tokenizer
+from llama_jax.tokenizers.chat import ChatFormat, make_chat_format
 from llama_jax.tokenizers.chat.template_files import TEMPLATE_FILE
 from llama_jax.tokenizers.tokenizer import id_or_none
 
@@ -68,31 +69,25 @@ class RunCheckpoint:
           InterchangeError: a template that can't be read, or of which the run has no copy.
         """
         records = self.run.data.first_records
-        if records is None or not records.chat_template:
-            named = self.chat_format is not None
-            return None if named else read_chat_template(self.run_dir / TOKENIZER_FOLDER)
-        try:
-            return (self.run_dir / TEMPLATE_FILE).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InterchangeError(
-                f"{self.run_dir / TEMPLATE_FILE}: {error.strerror}; it is the copy of "
-                f"{records.chat_template}, by which the run's records were written"
-            ) from None
+        if records is None or records.chat_format in (None, "template"):
+            if records is None or not records.chat_template:
+                return read_chat_template(self.run_dir / TOKENIZER_FOLDER)
+            return self._own_template(records.chat_template)
+        return None
 
     @property
     def chat_format(self) -> str | None:
-        """The name of the format that its first records ask for; None leaves it to a template."""
-        records = self.run.data.first_records
-        if records is None or records.chat_template or records.chat_format == "template":
-            return None
-        return records.chat_format
+        """The name of the format of ours that its first records were written in, if it was one."""
+        chat = self._chat()
+        return None if chat is None or chat.name == "template" else chat.name
 
     @property
     def generation(self) -> GenerationDefaults:
-        """A pretraining run's texts end with the end token, and nothing else ends them."""
-        tokenizer = self.load_tokenizer()
+        """Texts end with the end token, and where the run had records with their ends of turns."""
+        tokenizer, chat = self.load_tokenizer(), self._chat()
+        ends = {tokenizer.special[name] for name in chat.stop_tokens} if chat else set[int]()
         return GenerationDefaults(
-            stop_ids=frozenset({tokenizer.eos_id}),
+            stop_ids=frozenset({tokenizer.eos_id} | ends),
             bos_id=id_or_none(tokenizer, "bos"),
             # None of its own where rows are padded with what ends texts.
             pad_id=id_or_none(tokenizer, "pad"),
@@ -102,6 +97,22 @@ class RunCheckpoint:
     def load_tokenizer(self) -> Tokenizer:
         """That of the run."""
         return load_tokenizer(self.run_dir / TOKENIZER_FOLDER)
+
+    def _chat(self) -> ChatFormat | None:
+        records = self.run.data.first_records
+        if records is None:
+            return None
+        name = None if records.chat_template else records.chat_format
+        return make_chat_format(self.load_tokenizer(), name=name, template=self.chat_template)
+
+    def _own_template(self, path: str) -> str:
+        try:
+            return (self.run_dir / TEMPLATE_FILE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InterchangeError(
+                f"{self.run_dir / TEMPLATE_FILE}: {error.strerror}; it is the copy of {path}, by "
+                "which the run's records were written"
+            ) from None
 
 
 class RunSource(RunCheckpoint):

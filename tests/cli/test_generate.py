@@ -20,6 +20,7 @@ EOT = BYTE.special["<|eot_id|>"]
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|eot_id|>' }}" \
            "{% endfor %}{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"  # fmt: skip
 GREEDY = ["--temperature", "0"]
+ZEPHYR = "data.sources.0.conversations.chat_format=zephyr"
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +148,29 @@ def test_a_chat_format_can_be_named(hugging_face, capsys):
 
 
 def test_a_run_is_asked_in_the_format_that_its_records_name(source, tmp_path, capsys):
-    named = ["data.sources.0.conversations.chat_format=zephyr"]
-    write_run(source, tmp_path / "run", "debug/sft", named)
+    write_run(source, tmp_path / "run", "debug/sft", [ZEPHYR])
     options = ["--chat", "--prompt", "Hi", *GREEDY]
     (line,) = json_lines(capsys, tmp_path / "run", *options)
     text = "<|begin_of_text|><|user|>\nHi<|end_of_text|>\n<|assistant|>\n"
     assert BYTE.decode(line["prompt_ids"]) == text
     (line,) = json_lines(capsys, tmp_path / "run", "--chat-format", "llama3", *options)
     assert BYTE.decode(line["prompt_ids"]).startswith("<|begin_of_text|><|start_header_id|>user")
+
+
+@pytest.mark.parametrize(("settings", "ends"), [((), {EOT, END}), ((ZEPHYR,), {END})])
+def test_what_a_run_is_written_as_is_asked_and_stops_as_the_run(
+    source, tmp_path, capsys, settings, ends
+):
+    write_run(source, tmp_path / "run", "debug/sft", settings)
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert "a chat template was written for the" in capsys.readouterr().out
+    options = ["--chat", "--prompt", "Hi", "--system", "S", *GREEDY]
+    (by_run,), (by_copy,) = (
+        json_lines(capsys, tmp_path / name, *options) for name in ("run", "hf")
+    )
+    assert by_run == by_copy
+    told = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends <= set(told if isinstance(told, list) else [told])
 
 
 def test_json_lines_of_messages_are_conversations(hugging_face, monkeypatch, capsys):

@@ -4,6 +4,7 @@ A run that trained adapters has only these: its source is the checkpoint that it
 them merged into it.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,13 +79,13 @@ class RunCheckpoint:
     @property
     def chat_format(self) -> str | None:
         """The name of the format of ours that its first records were written in, if it was one."""
-        chat = self._chat()
+        chat = self._chat
         return None if chat is None or chat.name == "template" else chat.name
 
     @property
     def generation(self) -> GenerationDefaults:
         """Texts end with the end token, and where the run had records with their ends of turns."""
-        tokenizer, chat = self.load_tokenizer(), self._chat()
+        tokenizer, chat = self.load_tokenizer(), self._chat
         ends = {tokenizer.special[name] for name in chat.stop_tokens} if chat else set[int]()
         return GenerationDefaults(
             stop_ids=frozenset({tokenizer.eos_id} | ends),
@@ -98,6 +99,7 @@ class RunCheckpoint:
         """That of the run."""
         return load_tokenizer(self.run_dir / TOKENIZER_FOLDER)
 
+    @functools.cached_property
     def _chat(self) -> ChatFormat | None:
         records = self.run.data.first_records
         if records is None:

@@ -24,14 +24,19 @@ def note_origins(config: RunConfig, run_dir: epath.Path) -> None:
     Raises:
       InterchangeError: a checkpoint that can't be opened.
     """
-    found = _fingerprints(config)
+    found = _fingerprints(config, remade=True)
     if found and jax.process_index() == 0:
         noted = {key: fingerprint for key, (_, fingerprint) in found.items()}
         write_json(run_dir / ORIGINS_FILE, noted)
 
 
-def check_origins(config: RunConfig, run_dir: epath.Path) -> None:
+def check_origins(config: RunConfig, run_dir: epath.Path, *, remade: bool = False) -> None:
     """See to it that the same is there before a run that goes on reads it.
+
+    Args:
+      config: the run's.
+      run_dir: its directory.
+      remade: whether log-probabilities of a reference that should be stored are made again.
 
     Raises:
       ConfigError: another model, by its fingerprint.
@@ -40,7 +45,7 @@ def check_origins(config: RunConfig, run_dir: epath.Path) -> None:
     path = run_dir / ORIGINS_FILE
     # Runs of earlier versions noted nothing.
     noted = json.loads(path.read_text()) if path.exists() else {}
-    for key, (where, fingerprint) in _fingerprints(config).items():
+    for key, (where, fingerprint) in _fingerprints(config, remade=remade).items():
         before = noted.get(key, fingerprint)
         if before != fingerprint:
             raise ConfigError(
@@ -50,11 +55,12 @@ def check_origins(config: RunConfig, run_dir: epath.Path) -> None:
             )
 
 
-def _fingerprints(config: RunConfig) -> dict[str, tuple[str, str]]:
+def _fingerprints(config: RunConfig, *, remade: bool) -> dict[str, tuple[str, str]]:
     """By key of the config: the path there, and the fingerprint of the model."""
     found: dict[str, tuple[str, str]] = {}
     init, objective = config.init, config.objective
-    refers = isinstance(objective, DPOConfig) and objective.reference_source is not None
+    sources = ("live", "cached") if remade else ("live",)
+    refers = isinstance(objective, DPOConfig) and objective.reference_source in sources
     if init is not None and (config.adapter is not None or refers):
         found["init.path"] = init.path, model_fingerprint(open_source(init.path))
         if init.adapter is not None:

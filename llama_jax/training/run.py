@@ -105,8 +105,10 @@ def train(
         jax.set_mesh(mesh),
     ):
         _check_against_earlier(config, run_dir, checkpoints, say)
-        _describe(config, run_dir)
         figures = _finished(config, run_dir, checkpoints)
+        if figures is None and checkpoints.steps():
+            check_origins(config, run_dir)
+        _describe(config, run_dir)
         if figures is not None:
             if profile is not None:
                 profile.check(config.training.steps, config.training.steps)
@@ -154,7 +156,6 @@ class _Run:
             step, state, position = restored.step, restored.state, restored.position
             self.say(f"going on from the checkpoint of step {step}")
             if assembly.abstract_state.frozen:
-                check_origins(config, self.run_dir)
                 _, frozen = starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
                 state = dataclasses.replace(state, frozen=frozen)
         if self.profile is not None:
@@ -217,7 +218,7 @@ class _Run:
         def params() -> Any:
             if first is not None:
                 return first.params, first.frozen
-            check_origins(config, self.run_dir)
+            check_origins(config, self.run_dir, remade=True)
             return starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
 
         return attach_reference(

@@ -1,6 +1,7 @@
 """What a run reads again when it goes on is what it began with, wherever that lies by now."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from etils import epath
 from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError
 from llama_jax.interchange.hugging_face_writing import write_hugging_face
+from llama_jax.interchange.tensors import InterchangeError
 from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.training.origins import check_origins, note_origins
 
@@ -44,6 +46,8 @@ def test_a_checkpoint_may_move_but_not_become_another(tmp_path, key):
     other = run_from(key, written(tmp_path / "a", seed=1))
     with pytest.raises(ConfigError, match=rf"^{key}: .*a holds another model now "):
         check_origins(other, run_dir)
+    with pytest.raises(InterchangeError, match="gone"):
+        check_origins(run_from(key, tmp_path / "gone"), run_dir)
     note_origins(other, run_dir)  # a run that begins again, from something else
     check_origins(other, run_dir)
     (tmp_path / "origins.json").unlink()
@@ -66,3 +70,15 @@ def test_only_what_is_read_again_is_noted(tmp_path, name, settings, keys):
     note_origins(config, epath.Path(tmp_path))
     path = tmp_path / "origins.json"
     assert (sorted(json.loads(path.read_text())) if path.exists() else []) == keys
+
+
+def test_a_stored_reference_is_compared_only_when_it_is_made_again(tmp_path):
+    folder, run_dir = written(tmp_path / "a", seed=0), epath.Path(tmp_path)
+    note_origins(load_run_config("debug/dpo", [f"init.path={folder}"]), run_dir)
+    shutil.rmtree(folder)
+    gone = load_run_config("debug/dpo", [f"init.path={folder}"])
+    check_origins(gone, run_dir)
+    other = load_run_config("debug/dpo", [f"init.path={written(tmp_path / 'b', seed=1)}"])
+    check_origins(other, run_dir)
+    with pytest.raises(ConfigError, match=r"^init\.path: "):
+        check_origins(other, run_dir, remade=True)

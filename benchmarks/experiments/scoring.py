@@ -14,10 +14,10 @@ from flax import nnx
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.loading import load_model
 from llama_jax.interchange.opening import open_source
-from llama_jax.interchange.source import Source
+from llama_jax.interchange.source import Source, source_chat_format
 from llama_jax.losses.token_logps import token_logps
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.tokenizers.chat import Message, make_chat_format
+from llama_jax.tokenizers.chat import Message
 
 DRAWS = 2000  # of a bootstrap
 ROW_MULTIPLE = 64  # tokens; each length compiles once
@@ -51,7 +51,7 @@ def answer_logps(
 ) -> AnswerLogps:
     """Log-probabilities of answers to questions, in the checkpoint's chat format, in float32."""
     source = open_source(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    chat = make_chat_format(source.load_tokenizer(), template=source.chat_template)
+    chat = source_chat_format(source, source.load_tokenizer())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     execution = ExecutionConfig(compute_dtype="float32", remat="none")
     graphdef, params = nnx.split(load_model(source, execution, mesh))

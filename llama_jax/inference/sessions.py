@@ -12,10 +12,10 @@ from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.inference.generator import Generator
 from llama_jax.interchange.loading import load_model
 from llama_jax.interchange.opening import open_source
-from llama_jax.interchange.source import Source
+from llama_jax.interchange.source import Source, source_chat_format
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizers import Tokenizer
-from llama_jax.tokenizers.chat import FORMATS, ChatFormat, make_chat_format
+from llama_jax.tokenizers.chat import FORMATS, ChatFormat
 
 DType = Literal["float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = ("float32", "bfloat16")
@@ -92,8 +92,7 @@ def open_session(
     tokenizer = source.load_tokenizer()
     chosen = None
     if chat:
-        template, name = source.chat_template, chat_format or source.generation.chat_format
-        chosen = make_chat_format(tokenizer, name=name, template=template, date=date)
+        chosen = source_chat_format(source, tokenizer, name=chat_format, date=date)
     mesh = make_mesh(placement.mesh)
     dtype = dtype or default_dtype()
     execution = ExecutionConfig(param_dtype=dtype, compute_dtype=dtype, remat="none")

@@ -21,7 +21,7 @@ from llama_jax.interchange.loading import Progress
 from llama_jax.interchange.opening import open_source
 from llama_jax.interchange.orbax import write_orbax
 from llama_jax.interchange.peft import PeftAdapter, write_peft
-from llama_jax.interchange.source import InterchangeError, Source
+from llama_jax.interchange.source import InterchangeError, Source, source_chat_format
 from llama_jax.interchange.special_rows import StartedSource
 from llama_jax.interchange.staging import staged
 from llama_jax.interchange.tensors import (
@@ -303,8 +303,11 @@ class _Reading:
         self.format, self.path, self.config = source.format, source.path, source.config
         self.chat_template, self.generation = source.chat_template, source.generation
         if tokenizer is not None and self.generation.chat_format is not None:
-            # Other programs know a format by its template alone.
-            self.chat_template = own_template(self.generation.chat_format, tokenizer)
+            # Other programs know a format by its template and the ids that end its turns alone.
+            chat = source_chat_format(source, tokenizer)
+            ends = self.generation.stop_ids | {tokenizer.special[n] for n in chat.stop_tokens}
+            self.generation = dataclasses.replace(self.generation, stop_ids=ends)
+            self.chat_template = own_template(chat.name, tokenizer)
         self._source = source
         self._tokenizer, self._progress = tokenizer, progress
         self._done, self._total = 0, sum(t.nbytes for t in source.tensors.values())

@@ -1,5 +1,6 @@
 """An opened checkpoint of any format, as loading, converting and generating see it."""
 
+import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -8,8 +9,9 @@ from llama_jax.config.model import ModelConfig
 from llama_jax.interchange.generation_defaults import GenerationDefaults
 from llama_jax.interchange.tensors import InterchangeError, StoredTensor
 from llama_jax.tokenizers import Tokenizer
+from llama_jax.tokenizers.chat import ChatFormat, make_chat_format
 
-__all__ = ["InterchangeError", "Source"]
+__all__ = ["InterchangeError", "Source", "source_chat_format"]
 
 
 class Source(Protocol):
@@ -60,3 +62,27 @@ class Source(Protocol):
           TokenizerError: there is none, or it can't be read.
         """
         ...
+
+
+def source_chat_format(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    name: str | None = None,
+    date: datetime.date | None = None,
+) -> ChatFormat:
+    """How the model of a source is asked.
+
+    Args:
+      source: opened.
+      tokenizer: its.
+      name: of the format; by default that which a run was trained in, the template of the source's
+        files, or what the vocabulary is made for.
+      date: today, for the formats that tell it.
+
+    Raises:
+      ChatError: an unknown name, or no way to tell.
+      TokenizerError: the vocabulary lacks a special token of the format.
+    """
+    name = name or source.generation.chat_format
+    return make_chat_format(tokenizer, name=name, template=source.chat_template, date=date)

@@ -11,6 +11,8 @@ from typing import Any
 
 from etils import epath
 
+from llama_jax.config.run_files import write_text
+
 Record = dict[str, Any]
 
 
@@ -26,7 +28,7 @@ class RecordWriter:
         self._path = epath.Path(path)
         kept = [record for record in read_records(self._path) if record["step"] <= from_step]
         self._text = "".join(_line(record) for record in kept)
-        _replace(self._path, self._text)
+        write_text(self._path, self._text)
         local = "://" not in str(path)
         self._file = self._path.open("a", encoding="utf-8") if local else None
 
@@ -41,7 +43,7 @@ class RecordWriter:
     def flush(self) -> None:
         """Make what was written visible to other readers."""
         if self._file is None:
-            _replace(self._path, self._text)
+            write_text(self._path, self._text)
         else:
             self._file.flush()
 
@@ -83,11 +85,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    # Written beside and renamed: a kill between leaves either the old file or the new one.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.new"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

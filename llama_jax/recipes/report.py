@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llama_jax.config.run_files import write_json, write_text
 from llama_jax.recipes.stages import Say
 
 _DONE_FILE = "stage.json"
@@ -13,8 +14,8 @@ _DONE_FILE = "stage.json"
 def write_report(folder: Path, say: Say) -> None:
     """Write both from the stages' records, and say the last round's comparison."""
     rounds = read_rounds(folder)
-    _replace(folder / "report.json", json.dumps(rounds, indent=2) + "\n")
-    _replace(folder / "report.md", _markdown(rounds))
+    write_json(folder / "report.json", rounds)
+    write_text(folder / "report.md", _markdown(rounds))
     if rounds:
         compared = rounds[-1]["stages"].get("compare", {}).get("figures", {})
         if "rate" in compared:
@@ -69,9 +70,3 @@ def _win_rate(figures: Mapping[str, Any]) -> str:
         f"{figures['rate']:.3f} ({figures['low']:.3f} to {figures['high']:.3f}), "
         f"{figures['wins']} wins, {figures['ties']} ties, {figures['losses']} losses"
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config.loading import ConfigError, nearest
+from llama_jax.config.run_files import write_json
 from llama_jax.recipes.fingerprints import RecipeError, path_fingerprint
 from llama_jax.recipes.report import write_report
 from llama_jax.recipes.stages import Context, Result, Say, Stage
@@ -155,7 +156,7 @@ def _run_stage(
         _check_unchanged(earlier, begun, folder / BEGUN_FILE)
     say(f"{folder.name}: {'goes on' if earlier else 'begins'}")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / BEGUN_FILE, begun)
+    write_json(folder / BEGUN_FILE, begun)
     begun_s = time.perf_counter()
     missing = [name for name in stage.needs if name not in inputs]
     if missing:
@@ -173,7 +174,7 @@ def _run_stage(
     if result.skipped is not None:
         record["skipped"] = result.skipped
         say(f"{folder.name}: skipped: {result.skipped}")
-    _write(folder / DONE_FILE, record)
+    write_json(folder / DONE_FILE, record)
     return dict(result.outputs), result.skipped
 
 
@@ -239,12 +240,6 @@ def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write(path: Path, table: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def _shown(value: Any) -> str:

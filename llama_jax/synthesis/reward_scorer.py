@@ -18,13 +18,14 @@ from llama_jax.data.encoding import written_spans
 from llama_jax.inference.sessions import DType, default_dtype
 from llama_jax.interchange.loading import Progress, load_model
 from llama_jax.interchange.opening import open_source
+from llama_jax.interchange.source import source_chat_format
 from llama_jax.models.llama import Llama
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.rules import axis_size, batch_sharding
 from llama_jax.synthesis.prompts import SynthesisError
 from llama_jax.synthesis.provenance import model_fingerprint
 from llama_jax.tokenizers import Tokenizer
-from llama_jax.tokenizers.chat import ChatError, ChatFormat, Message, make_chat_format
+from llama_jax.tokenizers.chat import ChatError, ChatFormat, Message
 
 _SHORTEST = 32
 
@@ -143,14 +144,13 @@ def open_reward_scorer(
     if source.config.head != "scalar":
         raise ConfigError("is no reward model: its head is the vocabulary's", source=path)
     tokenizer = source.load_tokenizer()
-    name = chat_format or source.generation.chat_format
-    chat = make_chat_format(tokenizer, name=name, template=source.chat_template)
+    chat = source_chat_format(source, tokenizer, name=chat_format)
     dtype = dtype or default_dtype()
     execution = ExecutionConfig(param_dtype=dtype, compute_dtype=dtype, remat="none")
     laid_out = make_mesh(mesh or MeshConfig())
     model = load_model(source, execution, laid_out, progress=progress)
-    scorer = f"{source.path}@{model_fingerprint(source)}"
-    return RewardScorer(model, tokenizer, chat, laid_out, name=scorer, batch_size=batch_size)
+    name = f"{source.path}@{model_fingerprint(source)}"
+    return RewardScorer(model, tokenizer, chat, laid_out, name=name, batch_size=batch_size)
 
 
 def _rewards(

@@ -11,9 +11,9 @@ from etils import epath
 
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DistillConfig, DPOConfig, RunConfig
+from llama_jax.config.run_files import write_json
 from llama_jax.interchange.fingerprints import model_fingerprint
 from llama_jax.interchange.opening import open_source
-from llama_jax.training.run_files import write_json
 
 ORIGINS_FILE = "origins.json"
 

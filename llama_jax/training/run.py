@@ -25,6 +25,7 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import chip_of, find_slice
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import DistillConfig, RunConfig
+from llama_jax.config.run_files import write_json, write_text
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_figures, plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
@@ -48,7 +49,6 @@ from llama_jax.training.origins import check_origins, note_origins
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
-from llama_jax.training.run_files import write_json, write_text
 from llama_jax.training.samples import write_samples
 from llama_jax.training.starting import starting_params
 from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens

@@ -81,6 +81,16 @@ def test_its_checkpoint_is_its_base_with_its_adapters_merged(run):
     assert "lm_head" not in source.tensors
 
 
+def test_merged_into_its_base_it_has_the_runs_template_and_ends_of_turns(run, tmp_path):
+    base, folder, _ = run
+    end = ByteTokenizer().special["<|eot_id|>"]
+    assert end not in open_source(base).generation.stop_ids
+    convert(base, tmp_path / "merged", "hf", adapter=folder)
+    merged = open_source(tmp_path / "merged")
+    assert end in merged.generation.stop_ids
+    assert "<|start_header_id|>" in merged.chat_template
+
+
 def test_its_adapter_stands_alone_too_and_goes_to_peft_and_back(run, tmp_path):
     base, folder, _ = run
     adapter = open_adapter(folder)

@@ -30,7 +30,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-format",
         metavar="NAME",
         help="llama2, codellama-70b, llama3, llama3.1, chatml, zephyr or template; "
-        "default: the template of the model's files, else by its vocabulary",
+        "default: a run's own, the template of the model's files, or by the vocabulary",
     )
     parser.add_argument(
         "--dtype",

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         select_platform,
     )
     from llama_jax.training.profiling import ProfileRange
-    from llama_jax.training.run import default_run_dir, train
+    from llama_jax.training.run import train
+    from llama_jax.training.run_dir import default_run_dir
 
     profile = None if args.profile is None else ProfileRange.parse(args.profile)
     processes = Processes(args.coordinator, args.num_processes, args.process_id)

@@ -5,14 +5,11 @@ run.json      fingerprint and every start     tensorboard/   the same as event f
 tokenizer/    made or copied on first use     plots/         the loss curve
 data/         tokenised on first use          samples.txt    what the model writes
 checkpoints/  state and data position         result.json    the figures of the finished run
-profile/      a trace of chosen steps       origins.json   models that going on reads again
+profile/      a trace of chosen steps         origins.json   models that going on reads again
 """
 
 import dataclasses
-import json
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,19 +18,14 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from llama_jax.checkpoint.manager import Checkpoints
-from llama_jax.config.files import load_run_config
-from llama_jax.config.hardware import chip_of, find_slice
-from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
+from llama_jax.config.loading import fingerprint, to_table
 from llama_jax.config.run import DistillConfig, RunConfig
-from llama_jax.config.run_files import write_json, write_text
+from llama_jax.config.run_files import write_json
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_figures, plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
-from llama_jax.quantization.dot import without_units
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.training.assembly import Assembly, assemble, checked_attention, needs_reference
-from llama_jax.training.compatibility import check_compatible
-from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import (
     Inputs,
     Say,
@@ -45,17 +37,23 @@ from llama_jax.training.inputs import (
 )
 from llama_jax.training.loop import Parts, run_steps
 from llama_jax.training.networks import Networks
+from llama_jax.training.notices import printer, say_devices, say_sizes
 from llama_jax.training.origins import check_origins, note_origins
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
+from llama_jax.training.run_dir import (
+    RESULT_FILE,
+    absolute,
+    check_against_earlier,
+    finished_figures,
+    note_start,
+)
 from llama_jax.training.samples import write_samples
 from llama_jax.training.starting import starting_params
 from llama_jax.training.state import TrainState, init_state, saved_part, target_tokens
 from llama_jax.training.stopping import StopRequest
 from llama_jax.training.teacher import attach_teacher, check_teacher
-
-CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +96,18 @@ def train(
     """
     begun_s = time.perf_counter()
     run_dir = absolute(run_dir)
-    say = _printer(console)
+    say = printer(console)
     mesh = make_mesh(config.mesh)
     with (
         Checkpoints(run_dir / "checkpoints", config.checkpoint, say) as checkpoints,
         jax.set_mesh(mesh),
     ):
-        _check_against_earlier(config, run_dir, checkpoints, say)
-        figures = _finished(config, run_dir, checkpoints)
-        if figures is None and checkpoints.steps():
+        steps = checkpoints.steps()
+        check_against_earlier(config, run_dir, steps, say)
+        figures = finished_figures(config, run_dir, steps)
+        if figures is None and steps:
             check_origins(config, run_dir)
-        _describe(config, run_dir)
+        note_start(config, run_dir)
         if figures is not None:
             if profile is not None:
                 profile.check(config.training.steps, config.training.steps)
@@ -130,17 +129,17 @@ class _Run:
     ) -> None:
         self.config, self.run_dir, self.mesh = config, run_dir, mesh
         self.checkpoints, self.console, self.profile = checkpoints, console, profile
-        self.say: Say = _printer(console)
+        self.say: Say = printer(console)
 
     def train(self, begun_s: float) -> Outcome:
         """Prepare, restore or initialise, run the loop, and finish."""
         config = self.config
-        self._say_devices()
+        say_devices(config, self.mesh, self.say)
         assembly = assemble(config, self.mesh)
         self.say(checked_attention(config))
         inputs = prepare_inputs(config, self.run_dir, self.say)
         check_teacher(config, inputs.tokenizer)
-        self._say_sizes(inputs)
+        say_sizes(config, inputs, self.say)
 
         restored = self.checkpoints.restore_latest(saved_part(assembly.abstract_state))
         if restored is None:
@@ -274,96 +273,3 @@ class _Run:
         if texts is None or jax.process_index() > 0:
             return None
         return compressed_bits_per_byte(texts)
-
-    def _say_devices(self) -> None:
-        hardware, devices = self.config.hardware, list(self.mesh.devices.flat)
-        chip = chip_of(devices[0].device_kind)
-        lost = chip and without_units(self.config.execution.matmul_precision, chip)
-        if lost:
-            self.say(lost)
-        if hardware is None:
-            return
-        meant = find_slice(hardware.slice)
-        wanted = meant.num_devices * hardware.slices
-        if chip is not meant.chip or len(devices) != wanted:
-            self.say(
-                f"hardware: made for {hardware.slices} x {meant.name} ({wanted} devices "
-                f"{meant.chip.device_kind}), runs on {len(devices)} devices "
-                f"{devices[0].device_kind}"
-            )
-
-    def _say_sizes(self, inputs: Inputs) -> None:
-        config = self.config
-        if config.training.eval_every is not None and not config.data.held_out:
-            self.say("training.eval_every has no effect: data.held_out is empty")
-        batch_tokens = config.data.batch_size * config.data.seq_len
-        epochs = config.training.steps * batch_tokens / max(inputs.train_tokens, 1)
-        self.say(
-            f"model: {param_count(config.model) / 1e6:.2f}M parameters; data: "
-            f"{inputs.train_tokens / 1e6:.2f}M tokens of {inputs.train_bytes / 1e6:.2f} MB; "
-            f"{config.training.steps} steps of {batch_tokens} tokens, {epochs:.2f} epochs"
-        )
-
-
-def _check_against_earlier(
-    config: RunConfig, run_dir: epath.Path, checkpoints: Checkpoints, say: Say
-) -> None:
-    path = run_dir / CONFIG_FILE
-    steps = checkpoints.steps()
-    if not steps:
-        return
-    if not path.exists():
-        raise ConfigError("absent, though there are checkpoints beside it", source=str(path))
-    for notice in check_compatible(load_run_config(str(path)), config, str(path)):
-        say(notice)
-    if steps[-1] > config.training.steps:
-        raise ConfigError(
-            f"{config.training.steps} is below the {steps[-1]} steps already done",
-            key="training.steps",
-            source=str(path),
-        )
-
-
-def _describe(config: RunConfig, run_dir: epath.Path) -> None:
-    """Write the resolved config, and add this start to `run.json`."""
-    if jax.process_index() > 0:
-        return
-    path = run_dir / RUN_FILE
-    earlier = json.loads(path.read_text())["starts"] if path.exists() else []
-    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **describe_start()}
-    write_json(path, {"fingerprint": fingerprint(config), "starts": [*earlier, start]})
-    write_text(run_dir / CONFIG_FILE, to_toml(to_table(config)))
-
-
-def _finished(
-    config: RunConfig, run_dir: epath.Path, checkpoints: Checkpoints
-) -> dict[str, Any] | None:
-    """The figures of the run if it has reached its last step and all was written."""
-    path = run_dir / RESULT_FILE
-    steps = checkpoints.steps()
-    if not steps or steps[-1] != config.training.steps or not path.exists():
-        return None
-    figures = json.loads(path.read_text())
-    return figures if figures["step"] == config.training.steps else None
-
-
-def _printer(console: Console) -> Say:
-    def say(message: str) -> None:
-        if jax.process_index() == 0:
-            console.print(message, highlight=False, soft_wrap=True, markup=False)
-
-    return say
-
-
-def absolute(run_dir: epath.PathLike) -> epath.Path:
-    """The folder by its full path, as Orbax asks; an object store's address stays as it is."""
-    name = os.fspath(run_dir)
-    return epath.Path(name if "://" in name else Path(name).resolve())
-
-
-def default_run_dir(name: str) -> Path:
-    """`runs/<name>` for a run's file or shipped name; of a run's own `config.toml`, its folder."""
-    path = Path(name)
-    if path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
-        return path.parent
-    return Path("runs") / path.stem

@@ -102,11 +102,11 @@ def _print_manifest(manifest: Manifest, folder: Path) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from llama_jax.config.run_files import default_run_dir
     from llama_jax.data.example_files import StoredExamples
     from llama_jax.data.examples import LOSS_OF_OBJECTIVE
     from llama_jax.data.inspect import batch_table, show_batch
     from llama_jax.data.sources import open_documents, open_tokenizer
-    from llama_jax.training.run_dir import default_run_dir
 
     config = load_run_config(arguments.run, arguments.set)
     run_dir = arguments.run_dir or default_run_dir(arguments.run)

@@ -17,7 +17,7 @@ round with a folder a stage, and report.md with all figures. A file:
   compare = { judge = "verifiers", against = "last" }
 
 examples:
-  llama-jax train debug/sft && llama-jax rounds arithmetic
+  llama-jax rounds arithmetic
   llama-jax rounds rounds.toml --dir rounds/gsm8k
   llama-jax rounds rounds.toml --dir rounds/no-dpo --without dpo
 """

@@ -56,15 +56,16 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from llama_jax.cli.train_table import show_outcome
+    from llama_jax.config.run_files import default_run_dir
     from llama_jax.training.distributed import Processes, join
     from llama_jax.training.environment import (
         describe_devices,
         enable_compilation_cache,
         select_platform,
     )
+    from llama_jax.training.needed_runs import checkpoints_of, train_needed
     from llama_jax.training.profiling import ProfileRange
     from llama_jax.training.run import train
-    from llama_jax.training.run_dir import default_run_dir
 
     profile = None if args.profile is None else ProfileRange.parse(args.profile)
     processes = Processes(args.coordinator, args.num_processes, args.process_id)
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         if flags_line:
             console.print(flags_line, highlight=False, soft_wrap=True, markup=False)
     run_dir = args.run_dir or default_run_dir(args.run)
-    outcome = train(config, run_dir, console, profile=profile)
+    outcome = train_needed(checkpoints_of(config), console)
+    if outcome is None:
+        outcome = train(config, run_dir, console, profile=profile)
     if jax.process_index() == 0:
         if args.json:
             print(json.dumps({"run_dir": str(outcome.run_dir), "step": outcome.step,

@@ -13,7 +13,10 @@ PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """The weights that a run starts from: any checkpoint that `convert` reads."""
+    """The weights that a run starts from: any checkpoint that `convert` reads.
+
+    `run:NAME` is the model of the run NAME in `runs/`, which `train` makes first if need be.
+    """
 
     path: str
     # An adapter to go on with in place of a fresh one: a PEFT folder, or a run that trained one;
@@ -147,7 +150,7 @@ class DistillConfig:
     is the defaults' forward KL.
     """
 
-    # The teacher: any checkpoint that `convert` reads, of the student's tokenizer.
+    # The teacher: as `init.path`, of the student's tokenizer.
     path: str
     kind: Literal["distill"] = "distill"
     divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"

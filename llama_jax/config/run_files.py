@@ -1,4 +1,7 @@
-"""Small files of a run's directory, renamed into place: a run that is killed leaves no half."""
+"""A run's directory: where it is, and its small files.
+
+They are renamed into place: a run that is killed leaves no half of one.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from etils import epath
+
+CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
+CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "checkpoints", "tokenizer"
+# Before the name of a run: its model, in a field that names a checkpoint.
+RUN = "run:"
+
+
+def default_run_dir(name: str) -> Path:
+    """`runs/<name>` for a run's file or shipped name; of a run's own `config.toml`, its folder."""
+    path = Path(name)
+    if path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
+        return path.parent
+    return Path("runs") / path.stem
+
+
+def run_named(path: str | Path) -> str | None:
+    """NAME where a checkpoint is given as `run:NAME`."""
+    name = str(path)
+    return name.removeprefix(RUN) if name.startswith(RUN) else None
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """Where the checkpoint lies: that of `run:debug/sft` in the folder of that run, `runs/sft`."""
+    name = run_named(path)
+    return Path(path) if name is None else default_run_dir(name)
 
 
 def write_json(path: "Path | epath.Path", table: Mapping[str, Any] | list[Any]) -> None:

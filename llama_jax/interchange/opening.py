@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llama_jax.config import run_files
 from llama_jax.interchange import orbax, run_checkpoint
 from llama_jax.interchange.adapters import AdaptedSource, AdapterSource
 from llama_jax.interchange.hugging_face import CONFIG_FILE, HuggingFaceSource
@@ -24,7 +25,8 @@ def open_source(path: str | Path, *, adapter: str | Path | None = None) -> Sourc
     Args:
       path: a Hugging Face folder, a Meta folder, a GGUF file or a folder with one, a folder that
         `convert --to orbax` made, a run's folder or one of its `checkpoints/step_N`, or
-        `hf://org/name[@revision]`; also a PEFT adapter whose own config names a checkpoint here.
+        `hf://org/name[@revision]`; a PEFT adapter whose own config names a checkpoint here;
+        `run:NAME` is the folder of the run NAME.
       adapter: as `open_adapter` takes it.
 
     Raises:
@@ -35,11 +37,10 @@ def open_source(path: str | Path, *, adapter: str | Path | None = None) -> Sourc
         return AdaptedSource(open_source(path), open_adapter(adapter))
     if str(path).startswith(HUB):
         path = _download(str(path))
-    path = Path(path)
+    name, path = str(path), run_files.checkpoint_path(path)
     kind = recognise(path)
     if kind is None:
-        what = "no such file or folder" if not path.exists() else f"looked for {_LOOKED_FOR}"
-        raise InterchangeError(f"{path}: {what}")
+        raise InterchangeError(_absent(name, path) or f"{path}: looked for {_LOOKED_FOR}")
     return _open(kind, path)
 
 
@@ -52,7 +53,7 @@ def open_adapter(path: str | Path) -> AdapterSource:
     """
     if str(path).startswith(HUB):
         path = _download(str(path))
-    path = Path(path)
+    name, path = str(path), run_files.checkpoint_path(path)
     kind = recognise(path)
     if kind == "run":
         adapter = run_checkpoint.RunAdapter(*_run_and_step(path))
@@ -64,8 +65,17 @@ def open_adapter(path: str | Path) -> AdapterSource:
         return adapter
     if (path / PEFT_CONFIG_FILE).is_file():
         return PeftAdapter(path)
-    what = "no adapter: neither adapter_config.json (PEFT) nor a run"
-    raise InterchangeError(f"{path}: {what if path.exists() else 'no such file or folder'}")
+    what = f"{path}: no adapter: neither adapter_config.json (PEFT) nor a run"
+    raise InterchangeError(_absent(name, path) or what)
+
+
+def _absent(name: str, path: Path) -> str | None:
+    if path.exists():
+        return None
+    run = run_files.run_named(name)
+    return f"{path}: no such file or folder" + (
+        f"; `llama-jax train {run}` makes it" if run else ""
+    )
 
 
 def recognise(path: Path) -> str | None:
@@ -76,8 +86,8 @@ def recognise(path: Path) -> str | None:
         return "run"
     if (path / orbax.MODEL_FILE).is_file():
         return "orbax"
-    config = path / run_checkpoint.CONFIG_FILE
-    if config.is_file() and (path / run_checkpoint.CHECKPOINTS_FOLDER).is_dir():
+    config = path / run_files.CONFIG_FILE
+    if config.is_file() and (path / run_files.CHECKPOINTS_FOLDER).is_dir():
         return "run"
     if (path / CONFIG_FILE).is_file():
         return "hf"

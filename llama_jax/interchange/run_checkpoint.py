@@ -15,6 +15,12 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.model import ModelConfig
 from llama_jax.config.post_training import AdapterConfig
 from llama_jax.config.run import RunConfig
+from llama_jax.config.run_files import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    checkpoint_path,
+)
 from llama_jax.interchange.generation_defaults import GenerationDefaults
 from llama_jax.interchange.hugging_face import read_chat_template
 from llama_jax.interchange.orbax_arrays import StackedArrays
@@ -26,8 +32,6 @@ from llama_jax.tokenizers.chat import ChatFormat, make_chat_format
 from llama_jax.tokenizers.chat.template_files import TEMPLATE_FILE
 from llama_jax.tokenizers.tokenizer import id_or_none
 
-# As training/run.py names them.
-CONFIG_FILE, CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "config.toml", "checkpoints", "tokenizer"
 _STEP = re.compile(r"step_(\d+)")
 
 
@@ -164,7 +168,7 @@ class RunAdapter(RunCheckpoint):
         # A run's file with adapters alone is refused when it is read.
         assert self.run.init is not None
         self.config: AdapterConfig = self.run.adapter
-        self.base = self.run.init.path
+        self.base = str(checkpoint_path(self.run.init.path))
         self.starts_rows = self.run.init.special_rows == "mean"
         shapes = param_shapes(self.run.model, self.config)
         trained = self.arrays({path: shapes[path] for path in trainable_paths(shapes)})

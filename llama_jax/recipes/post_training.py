@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from llama_jax.config.run_files import checkpoint_path
 from llama_jax.data.files import local_path
 from llama_jax.recipes.data_stages import critic_stage, sample_stage, score_stage
 from llama_jax.recipes.model_stages import average_stage, compare_stage
 from llama_jax.recipes.rounds import Artifacts, run_rounds
 from llama_jax.recipes.settings import RoundsConfig, StageName, TrainTable
 from llama_jax.recipes.stages import Say, Stage
-from llama_jax.recipes.training_stages import training_stage
+from llama_jax.recipes.training_stages import train_first, training_stage
 
 # The artifact that each training stage's model becomes.
 _TRAINED = {"sft": "model", "dpo": "model", "reward": "reward_model"}
@@ -20,6 +21,8 @@ def run_post_training(config: RoundsConfig, folder: Path, *, say: Say = print) -
     Raises:
       ConfigError, RecipeError, and what the stages raise: one line each.
     """
+    given = [config.start, config.score.reward if config.score is not None else None]
+    train_first([path for path in given if path is not None])
     return run_rounds(
         folder,
         config.rounds,
@@ -37,7 +40,7 @@ def make_stages(config: RoundsConfig, number: int) -> list[Stage]:
 
 def first_artifacts(config: RoundsConfig) -> dict[str, Path]:
     """What there is before the first round."""
-    start = Path(config.start)
+    start = checkpoint_path(config.start)
     artifacts = {
         "start": start,
         "last": start,
@@ -47,7 +50,7 @@ def first_artifacts(config: RoundsConfig) -> dict[str, Path]:
     if config.held_out is not None:
         artifacts["held_out"] = local_path(config.held_out)
     if config.score is not None and config.score.reward is not None:
-        artifacts["reward_model"] = Path(config.score.reward)
+        artifacts["reward_model"] = checkpoint_path(config.score.reward)
     return artifacts
 
 

@@ -132,7 +132,7 @@ class CompareTable:
 class RoundsConfig:
     """Rounds of post-training; a stage that has no table is left out."""
 
-    start: str  # the model that the first round begins with
+    start: str  # the model that the first round begins with, as `init.path`
     # One file for all rounds, or one for each; `shipped:NAME` is one that comes with the package.
     prompts: tuple[str, ...]
     rounds: Annotated[int, Positive] = 1

@@ -84,13 +84,31 @@ def training_stage(name: str, table: TrainTable, *, makes: str, key: str) -> Sta
     )
 
 
+def train_first(checkpoints: list[str]) -> None:
+    """Train the runs among `checkpoints` (`run:NAME`) that aren't finished.
+
+    Raises:
+      StoppedError: a signal stopped one.
+    """
+    from rich.console import Console
+
+    from llama_jax.training.needed_runs import train_needed
+
+    stopped = train_needed(checkpoints, Console(stderr=True))
+    if stopped is not None:
+        raise StoppedError(Path(stopped.run_dir), stopped.exit_code)
+
+
 def _train(run: RunConfig, context: Context, run_dir: Path) -> tuple[Path, dict[str, Any]]:
     # Here, not above: the module that trains loads everything.
     from rich.console import Console
 
+    from llama_jax.training.needed_runs import checkpoints_of
     from llama_jax.training.run import train
 
-    outcome = train(resolved(run, context.inputs), run_dir, Console(stderr=True))
+    run = resolved(run, context.inputs)
+    train_first(checkpoints_of(run))
+    outcome = train(run, run_dir, Console(stderr=True))
     # Also where the signal came at the last step: whoever sent it wants the rounds to stop.
     if outcome.figures is None or outcome.exit_code:
         raise StoppedError(run_dir, outcome.exit_code)

@@ -20,7 +20,7 @@ from rich.console import Console
 from llama_jax.checkpoint.manager import Checkpoints
 from llama_jax.config.loading import fingerprint, to_table
 from llama_jax.config.run import DistillConfig, RunConfig
-from llama_jax.config.run_files import write_json
+from llama_jax.config.run_files import CHECKPOINTS_FOLDER, RESULT_FILE, write_json
 from llama_jax.metrics.compression import compressed_bits_per_byte
 from llama_jax.metrics.plots import plot_figures, plot_loss
 from llama_jax.models.accounting import flops_per_token, param_count
@@ -43,7 +43,6 @@ from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
 from llama_jax.training.run_dir import (
-    RESULT_FILE,
     absolute,
     check_against_earlier,
     finished_figures,
@@ -99,7 +98,7 @@ def train(
     say = printer(console)
     mesh = make_mesh(config.mesh)
     with (
-        Checkpoints(run_dir / "checkpoints", config.checkpoint, say) as checkpoints,
+        Checkpoints(run_dir / CHECKPOINTS_FOLDER, config.checkpoint, say) as checkpoints,
         jax.set_mesh(mesh),
     ):
         steps = checkpoints.steps()

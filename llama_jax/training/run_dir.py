@@ -12,12 +12,10 @@ from etils import epath
 from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import RunConfig
-from llama_jax.config.run_files import write_json, write_text
+from llama_jax.config.run_files import CONFIG_FILE, RESULT_FILE, RUN_FILE, write_json, write_text
 from llama_jax.training.compatibility import check_compatible
 from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import Say
-
-CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
 
 
 def check_against_earlier(
@@ -69,11 +67,3 @@ def absolute(run_dir: epath.PathLike) -> epath.Path:
     """The folder by its full path, as Orbax asks; an object store's address stays as it is."""
     name = os.fspath(run_dir)
     return epath.Path(name if "://" in name else Path(name).resolve())
-
-
-def default_run_dir(name: str) -> Path:
-    """`runs/<name>` for a run's file or shipped name; of a run's own `config.toml`, its folder."""
-    path = Path(name)
-    if path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
-        return path.parent
-    return Path("runs") / path.stem

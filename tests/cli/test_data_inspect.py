@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from llama_jax.cli.main import main
-from llama_jax.training.run_dir import default_run_dir
+from llama_jax.config.run_files import default_run_dir
 
 
 @pytest.fixture(scope="module")

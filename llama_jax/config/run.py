@@ -392,16 +392,8 @@ class RunConfig:
                     )
 
     def _check_continued_adapter(self) -> None:
-        if self.init is None or self.init.adapter is None:
-            return
-        if self.adapter is None:
+        if self.init is not None and self.init.adapter is not None and self.adapter is None:
             raise ConfigError("give the table 'adapter' too: what trains", key="init.adapter")
-        if isinstance(self.objective, DPOConfig) and self.objective.reference_source == "live":
-            raise ConfigError(
-                "'live' would be the base alone, not the model with init.adapter that the run"
-                " starts from; use 'cached'",
-                key="objective.reference",
-            )
 
     def _check_layers(self) -> None:
         layers = self.init.layers if self.init else None

@@ -18,6 +18,8 @@ BASE = "base"
 # The model that a run starts from, kept as it was.
 REFERENCE = "reference"
 TEACHER = "teacher"
+# A graph, and the parts of `TrainState.frozen` that are its parameters.
+ReadOnly = tuple[nnx.GraphDef, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Networks:
 
     Attributes:
       graphdef: of the model that is trained, with its adapters.
-      others: of each model that is only read, by name, its graph and whose parameters of
-        `TrainState.frozen` it has: its own, or those of `BASE`.
+      others: each model that is only read, by name; its parameters are its own, those of `BASE`,
+        or both.
     """
 
     graphdef: nnx.GraphDef
-    others: Mapping[str, tuple[nnx.GraphDef, str]] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, tuple[nnx.GraphDef, tuple[str, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def model(self, params: Any, frozen: Mapping[str, Any]) -> Any:
         """The model that is trained."""
@@ -41,8 +45,8 @@ class Networks:
     def read_only(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
         """The other models by name."""
         return {
-            name: nnx.merge(graphdef, frozen[params])
-            for name, (graphdef, params) in self.others.items()
+            name: nnx.merge(graphdef, *(frozen[part] for part in parts))
+            for name, (graphdef, parts) in self.others.items()
         }
 
 
@@ -59,7 +63,8 @@ def abstract_networks(
 ) -> tuple[Networks, nnx.State, dict[str, nnx.State]]:
     """A run's models as shapes: the graphs, what a step changes, and what it only reads.
 
-    What is only read lies in the compute dtype. Under adapters the base is the reference too.
+    What is only read lies in the compute dtype. Under adapters the base is the reference too, with
+    a copy of the adapter that the run goes on with if there is one.
 
     Raises:
       ConfigError: the mesh doesn't divide a parameter.
@@ -71,15 +76,19 @@ def abstract_networks(
     graphdef, params = abstract_model(model, stored, mesh, adapter)
     if adapter is not None:
         params, frozen[BASE] = split_params(params)
-    others: dict[str, tuple[nnx.GraphDef, str]] = {}
+    others: dict[str, ReadOnly] = {}
     if REFERENCE in objective.frozen:
-        reference, state = abstract_model(model, read, mesh)
-        others[REFERENCE] = (reference, REFERENCE if adapter is None else BASE)
-        if adapter is None:
-            frozen[REFERENCE] = state
+        if config.init is not None and config.init.adapter is not None:
+            others[REFERENCE] = (graphdef, (REFERENCE, BASE))
+            frozen[REFERENCE] = params
+        else:
+            reference, state = abstract_model(model, read, mesh)
+            others[REFERENCE] = (reference, (REFERENCE if adapter is None else BASE,))
+            if adapter is None:
+                frozen[REFERENCE] = state
     if TEACHER in objective.frozen:
         assert isinstance(config.objective, DistillConfig)
         architecture = open_source(config.objective.path).config
         teacher, frozen[TEACHER] = abstract_model(architecture, read, mesh)
-        others[TEACHER] = (teacher, TEACHER)
+        others[TEACHER] = (teacher, (TEACHER,))
     return Networks(graphdef, others), params, frozen

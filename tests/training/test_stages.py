@@ -245,6 +245,15 @@ def test_an_adapter_that_a_run_goes_on_with_is_in_its_reference(taught, tmp_path
     assert "under the reference" in text
     with np.load(stored) as found:
         np.testing.assert_allclose(found["logps_ER"], before, rtol=1e-6)
+    # Live it is the same, also of a run that has gone on.
+    for steps in (2, 4):
+        settings = (*again, "objective.reference=live", f"training.steps={steps}")
+        run(tmp_path / "live", "dpo", *settings)
+    for live, cached in zip(told(tmp_path / "live"), told(tmp_path / "again"), strict=True):
+        assert live["step"] == cached["step"]
+        if "loss" in live:
+            assert live["loss"] == pytest.approx(cached["loss"], rel=1e-5)
+            assert live["margin"] == pytest.approx(cached["margin"], abs=1e-5)
     # What was trained since is again one adapter of the base.
     adapter, start = (open_adapter(tmp_path / name) for name in ("again", "first"))
     assert adapter.config == start.config

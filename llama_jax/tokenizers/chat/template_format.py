@@ -179,12 +179,13 @@ class TemplateFormat:
     def _pieces(self, text: str, spans: Sequence[Span], mark: str) -> Iterator[Piece]:
         """The text cut at special tokens and at the borders of the spans."""
         borders = sorted({border for span in spans for border in span})
+        ascii_mark = json.dumps(mark)[1:-1]  # where the template wrote JSON in ASCII
         start = 0
         for found in [*self._special.finditer(text), None]:
             stop = found.start() if found else len(text)
             cuts = [start, *(b for b in borders if start < b < stop), stop]
             for a, b in itertools.pairwise(cuts):
-                ordinary = text[a:b].replace(mark, "")
+                ordinary = text[a:b].replace(mark, "").replace(ascii_mark, "")
                 if ordinary:
                     yield Piece(ordinary, _inside(a, spans))
             if found:

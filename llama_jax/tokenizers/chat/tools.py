@@ -124,31 +124,33 @@ Here is a list of functions in JSON format:
 
 
 def _as_json(tools: Sequence[Tool]) -> str:
-    # Descriptions stand between quotes unescaped, and every type is `object`: so in the original.
-    return _JSON_HEAD + "\n".join(map(_json_function, tools)) + _JSON_TAIL
+    return json_instructions("\n".join(map(_json_function, tools)))
 
 
-_JSON_TAIL = "\n\nReturn function calls in JSON format."
+def json_instructions(functions: str) -> str:
+    """The message around what `json_function` gives for each tool, a line break between them."""
+    return f"{_JSON_HEAD}{functions}\n\nReturn function calls in JSON format."
 
 
 def _json_function(tool: Tool) -> str:
-    properties = ",\n".join(
-        f"""\
-                {{
-                    "{name}": {{
-                        "type": "object",
-                        "description": "{parameter.description}"
-                    }}
-                }}"""
-        for name, parameter in tool.parameters.items()
+    parameters = tool.parameters.items()
+    return json_function(
+        tool.name,
+        tool.description,
+        ",\n".join(json_property(name, one.description) for name, one in parameters),
+        ", ".join(f'"{name}"' for name, one in parameters if one.required),
     )
-    required = ", ".join(f'"{name}"' for name, one in tool.parameters.items() if one.required)
+
+
+# Descriptions stand between quotes unescaped, and every type is `object`: so in the original.
+def json_function(name: str, description: str, properties: str, required: str) -> str:
+    """A tool; `properties` as `json_property` gives them, `required` names in quotes."""
     return f"""\
 {{
     "type": "function",
     "function": {{
-        "name": "{tool.name}",
-        "description": "{tool.description}",
+        "name": "{name}",
+        "description": "{description}",
         "parameters": {{
             "type": "object",
             "properties": [
@@ -158,6 +160,17 @@ def _json_function(tool: Tool) -> str:
         }}
     }}
 }}"""
+
+
+def json_property(name: str, description: str) -> str:
+    """A tool's parameter."""
+    return f"""\
+                {{
+                    "{name}": {{
+                        "type": "object",
+                        "description": "{description}"
+                    }}
+                }}"""
 
 
 _TAGS_TAIL = """\

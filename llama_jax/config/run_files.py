@@ -22,7 +22,8 @@ def default_run_dir(name: str) -> Path:
     path = Path(name)
     if path.name == CONFIG_FILE and (path.parent / RUN_FILE).is_file():
         return path.parent
-    return Path("runs") / path.stem
+    # Names of shipped runs have dots of their own: llama3.2-1b-v5e-1.
+    return Path("runs") / path.name.removesuffix(".toml")
 
 
 def run_named(path: str | Path) -> str | None:

@@ -46,3 +46,5 @@ def test_the_config_in_a_run_directory_is_inspected_where_it_is(tmp_path):
     (tmp_path / "run.json").touch()
     assert default_run_dir(str(tmp_path / "config.toml")) == tmp_path
     assert default_run_dir("quickstart") == Path("runs/quickstart")
+    for name in ("sft/llama3.2-1b-v5e-1", "configs/runs/sft/llama3.2-1b-v5e-1.toml"):
+        assert default_run_dir(name) == Path("runs/llama3.2-1b-v5e-1")

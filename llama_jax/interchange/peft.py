@@ -78,7 +78,9 @@ def write_peft(
         for name, tensor in adapter.tensors.items()
     ]
     write_safetensors(folder / PEFT_FILE, plans, head_dim)
-    table = to_peft_config(adapter.config, base, reward=REWARD_HEAD in adapter.tensors)
+    some = sorted(map(_module, adapted_names(adapter.tensors))) if adapter.partial else ()
+    reward = REWARD_HEAD in adapter.tensors
+    table = to_peft_config(adapter.config, base, reward=reward, modules=some)
     write_json(folder / PEFT_CONFIG_FILE, table)
 
 
@@ -98,5 +100,8 @@ def _stored(name: str) -> str:
     if name == REWARD_HEAD:
         return f"{_PREFIX}score.weight"
     end = next(end for end in _ENDS if name.endswith(end))
-    module = to_hugging_face(name.removesuffix(end)).removesuffix(".weight")
-    return f"{_PREFIX}{module}.{_ENDS[end]}"
+    return f"{_PREFIX}{_module(name.removesuffix(end))}.{_ENDS[end]}"
+
+
+def _module(weight: str) -> str:
+    return to_hugging_face(weight).removesuffix(".weight")

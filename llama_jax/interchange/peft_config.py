@@ -61,14 +61,27 @@ def from_peft_config(
 
 
 def adapts_some_layers(table: Mapping[str, Any]) -> bool:
-    """Whether layers may be left out: some are named, or modules are chosen by a pattern."""
-    return table.get("layers_to_transform") is not None or isinstance(
-        table.get("target_modules"), str
-    )
+    """Whether layers may be left out.
+
+    Some are named, by themselves or in a module's path (`layers.0.self_attn.q_proj`, or PEFT's
+    shortened `0.self_attn.q_proj`), modules are excluded, or they are chosen by a pattern.
+    """
+    targets = table.get("target_modules")
+    if isinstance(targets, str) or table.get("layers_to_transform") is not None:
+        return True
+    parts = (part for name in targets or () for part in name.split("."))
+    return bool(table.get("exclude_modules")) or any(map(str.isdecimal, parts))
 
 
-def to_peft_config(config: AdapterConfig, base: str, *, reward: bool) -> dict[str, Any]:
-    """What PEFT reads; `base` is the checkpoint that the adapter belongs to."""
+def to_peft_config(
+    config: AdapterConfig, base: str, *, reward: bool, modules: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What PEFT reads; `base` is the checkpoint that the adapter belongs to.
+
+    Args:
+      modules: those that are adapted, such as `model.layers.0.mlp.up_proj`, of an adapter that
+        leaves layers out.
+    """
     return {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
@@ -78,7 +91,7 @@ def to_peft_config(config: AdapterConfig, base: str, *, reward: bool) -> dict[st
         # A whole number where it is one: PEFT declares it so.
         "lora_alpha": int(config.alpha) if config.alpha.is_integer() else config.alpha,
         "lora_dropout": 0.0,
-        "target_modules": list(config.targets),
+        **_targets(config, list(modules)),
         "modules_to_save": ["score"] if reward else None,
         "use_rslora": config.scaling == "rslora",
         "use_dora": config.dora,
@@ -86,6 +99,20 @@ def to_peft_config(config: AdapterConfig, base: str, *, reward: bool) -> dict[st
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
+
+
+def _targets(config: AdapterConfig, modules: list[str]) -> dict[str, Any]:
+    """By projection and layer, or each module where projections are of different layers."""
+    if not modules:
+        return {"target_modules": list(config.targets)}
+    layers: dict[str, set[int]] = {}
+    for name in modules:
+        number = next(part for part in name.split(".") if part.isdecimal())
+        layers.setdefault(name.rpartition(".")[2], set()).add(int(number))
+    first, *others = layers.values()
+    if any(other != first for other in others):
+        return {"target_modules": modules}
+    return {"target_modules": list(config.targets), "layers_to_transform": sorted(first)}
 
 
 def _check_supported(table: Mapping[str, Any]) -> None:

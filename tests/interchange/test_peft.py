@@ -155,6 +155,40 @@ def test_convert_takes_an_adapter_out_as_peft_reads_it(tmp_path):
         convert(peft_reference.base_folder(base), tmp_path / "none", "peft")
 
 
+WAYS = {
+    "names": {"target_modules": ["0.self_attn.q_proj", "model.layers.0.mlp.up_proj"]},
+    "excluded": {
+        "target_modules": ["q_proj", "up_proj"],
+        "exclude_modules": ["model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"],
+    },
+    "pattern": {"target_modules": r".*layers\.0\.(self_attn\.q|mlp\.up)_proj"},
+    "layers": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0]},
+    "uneven": {"target_modules": r".*"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_adapters_of_some_layers_are_read_and_written_however_peft_names_these(way, tmp_path):
+    base = peft_reference.base_folder(tmp_path / "base")
+    adapter = random_adapter(dataclasses.replace(SETTINGS, targets=("q_proj", "up_proj")))
+    kept = "mlp.up_proj" if way == "uneven" else "layers.0."
+    for name in [x for x in adapter.arrays if "layers.1." in x and kept not in x]:
+        del adapter.arrays[name]
+    write_peft(adapter, tmp_path / "whole", str(base), CONFIG.head_dim)
+    folder = changed(tmp_path / "whole", tmp_path / "some", **WAYS[way])
+    convert(base, tmp_path / "again", "peft", adapter=folder)
+    table = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    if way == "uneven":
+        modules = {"layers.0.self_attn.q_proj", "layers.0.mlp.up_proj", "layers.1.mlp.up_proj"}
+        assert set(table["target_modules"]) == {f"model.{name}" for name in modules}
+    else:
+        assert set(table["target_modules"]) == {"q_proj", "up_proj"}
+        assert table["layers_to_transform"] == [0]
+    wanted = AdaptedSource(open_source(base), dataclasses.replace(adapter, partial=True))
+    for found in (open_source(base, adapter=folder), open_source(tmp_path / "again")):
+        np.testing.assert_array_equal(logits(found, IDS), logits(wanted, IDS))
+
+
 def changed(folder, target, **fields):
     shutil.copytree(folder, target)
     path = target / "adapter_config.json"

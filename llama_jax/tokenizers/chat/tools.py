@@ -30,14 +30,22 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool that a model may call."""
+    """A tool that a model may call.
+
+    Attributes:
+      name, description, parameters: what Llama's texts tell of it.
+      schema: the JSON form that it was read from, whose nested types and choices templates write.
+    """
 
     name: str
     description: str = ""
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def to_schema(self) -> dict[str, Any]:
         """As OpenAI's and Hugging Face's JSON form has it."""
+        if self.schema is not None:
+            return {"type": "function", "function": dict(self.schema)}
         properties = {name: _property(one) for name, one in self.parameters.items()}
         required = [name for name, one in self.parameters.items() if one.required]
         parameters = {"type": "object", "properties": properties, "required": required}
@@ -48,32 +56,40 @@ class Tool:
 def tool_from_schema(schema: Tool | Mapping[str, Any]) -> Tool:
     """A tool from its JSON form, with or without the `{"type": "function"}` around it.
 
+    Some write the parameters without the `{"properties"}` around them.
+
     Raises:
       ChatError: no name, or parameters that are not an object's.
     """
     if isinstance(schema, Tool):
         return schema
-    function = schema.get("function", schema)
+    function = schema.get("function", schema) if isinstance(schema, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ChatError(f"a tool needs a 'name', got {schema!r}")
-    table = function.get("parameters") or {}
-    properties = table.get("properties", {}) if isinstance(table, Mapping) else None
+    name, table = function["name"], function.get("parameters") or {}
+    properties = _properties(table) if isinstance(table, Mapping) else None
     if not isinstance(properties, Mapping):
-        raise ChatError(f"the parameters of tool '{function['name']}' have no 'properties' object")
-    required = table.get("required", [])
-    return Tool(
-        function["name"],
-        function.get("description") or "",
-        {
-            name: Parameter(
-                str(one.get("type", "string")),
-                one.get("description", ""),
-                name in required,
-                one.get("default"),
-            )
-            for name, one in properties.items()
-        },
-    )
+        raise ChatError(f"the parameters of tool '{name}' have no 'properties' object")
+    required = table.get("required") or []
+    if not isinstance(required, list | tuple | Mapping):
+        raise ChatError(f"'required' of tool '{name}' is not a list")
+    parameters = {
+        key: _parameter(one, name, key, is_required=key in required)
+        for key, one in properties.items()
+    }
+    return Tool(name, function.get("description") or "", parameters, function)
+
+
+def _properties(table: Mapping[str, Any]) -> Any:
+    bare = bool(table) and all(isinstance(one, Mapping) for one in table.values())
+    return table if bare and "properties" not in table else table.get("properties") or {}
+
+
+def _parameter(one: Any, tool: str, name: str, *, is_required: bool) -> Parameter:
+    if not isinstance(one, Mapping):
+        raise ChatError(f"parameter '{name}' of tool '{tool}' is not an object, got {one!r}")
+    kind, told = str(one.get("type", "string")), one.get("description") or ""
+    return Parameter(kind, told, is_required, one.get("default"))
 
 
 def system_header(date_text: str, builtin: Sequence[str] = (), *, custom: bool = False) -> str:

@@ -33,6 +33,7 @@ _ENDS: Mapping[str, StopReason] = {
 _PYTHON_TAG = "<|python_tag|>"
 _FUNCTION_TAG = re.compile(r"<function=([^>{}]+)>(\{.*?\})(?:</function>|\s*\Z)", re.DOTALL)
 _TOOL_CALL_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_DECODER, _GAP = json.JSONDecoder(), re.compile(r"[\s;]*")
 _BUILTIN_CALL = re.compile(r'\b(\w+)\.call\(query="([^"]*)"\)')
 
 
@@ -99,8 +100,27 @@ def _block_calls(text: str) -> list[ToolCall]:
 
 
 def _json_calls(text: str) -> list[ToolCall]:
-    call = _call_of_table(_load_json(text))
-    return [] if call is None else [call]
+    """Objects one after the other, as parallel calls are written; `;` may part them."""
+    calls = [_call_of_table(table) for table in _json_values(text)]
+    return [call for call in calls if call is not None] if None not in calls else []
+
+
+def _json_values(text: str) -> list[Any]:
+    """The values that make up the whole text; none where something else stands among them."""
+    values, place = [], _past_gap(text, 0)
+    while place < len(text):
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return []
+        values.append(value)
+        place = _past_gap(text, place)
+    return values
+
+
+def _past_gap(text: str, place: int) -> int:
+    gap = _GAP.match(text, place)
+    return gap.end() if gap else place
 
 
 def _python_calls(text: str) -> list[ToolCall]:

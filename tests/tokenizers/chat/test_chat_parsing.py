@@ -32,7 +32,8 @@ def test_parallel_pythonic_calls_are_all_read():
     "text",
     [
         "[f('x')]", "[f(**{'a': 1})]", "[a.f(x=1)]", "[f(x=g(y=1))]", "f(x=1)", "[]", "[f(x=1), 2]",
-        '{"name": "Ada", "born": 1815}', "<function=f>{broken}</function>", "[" * 5000,
+        '{"name": "Ada", "born": 1815}', '{"name": "f", "parameters": {}} {"a": 1}',
+        '{"name": "f", "parameters": {}} or so', "<function=f>{broken}</function>", "[" * 5000,
         "<tool_call>soon</tool_call>",
     ],
 )  # fmt: skip
@@ -98,3 +99,6 @@ def test_parallel_calls_are_read_back(written):
     pythonic = "".join(write_calls(written, "python_list"))
     assert parse_reply(pythonic).tool_calls == tuple(written)
     assert parse_reply(write_tool_call_block(written)).tool_calls == tuple(written)
+    for between in ("", "; ", "\n"):
+        in_json = between.join(write_calls(written, "json"))
+        assert parse_reply(in_json).tool_calls == tuple(written)

@@ -14,6 +14,7 @@ from llama_jax.tokenizers.chat import (
     message_from_json,
     messages_from_json,
 )
+from llama_jax.tokenizers.chat.message import learned_by_weight
 from llama_jax.tokenizers.chat.tools import tool_from_schema
 
 # Who a ShareGPT message is `from`.
@@ -28,10 +29,14 @@ SHAREGPT_ROLES = {
     "bard": "assistant",
     "model": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "tool": "tool",
+    "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
+_CALLS = ("function_call", "tool_call")
 
 
 def openai_messages(entries: Any) -> list[Message]:
@@ -47,7 +52,7 @@ def openai_messages(entries: Any) -> list[Message]:
 
 
 def sharegpt_messages(entries: Any) -> list[Message]:
-    """Messages of `from` and `value`; a `function_call` is JSON with `name` and `arguments`.
+    """Messages of `from` and `value`; a `function_call` is JSON of `name` and `arguments`.
 
     Raises:
       RecordError: not a list of those.
@@ -104,25 +109,29 @@ def with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mess
 
 
 def tools_of(fields: Mapping[str, Any]) -> tuple[Tool, ...]:
-    """The record's `tools` (or `functions`): JSON schemas, or a text that holds them.
+    """The record's `tools` (or `functions`): JSON schemas, or texts that hold them.
 
     Raises:
       RecordError: something else.
     """
-    given = fields.get("tools", fields.get("functions"))
-    if isinstance(given, str):
-        try:
-            given = json.loads(given) if given.strip() else None
-        except ValueError as error:
-            raise RecordError("bad_json", f"'tools': {error}") from None
+    given = _loaded(fields.get("tools") or fields.get("functions"))
     if not given:
         return ()
     if not isinstance(given, list):
         raise RecordError("wrong_type", f"'tools' is {type_name(given)}, not a list")
     try:
-        return tuple(tool_from_schema(tool) for tool in given)
-    except (ChatError, AttributeError) as error:
+        return tuple(tool_from_schema(_loaded(tool)) for tool in given)
+    except ChatError as error:
         raise RecordError("bad_message", f"'tools': {error}") from None
+
+
+def _loaded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        raise RecordError("bad_json", f"'tools': {error}") from None
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -149,11 +158,12 @@ def _sharegpt_message(entry: Any) -> Message:
         raise RecordError("bad_message", f"unknown speaker '{speaker}'{known}")
     if not isinstance(value, str):
         raise RecordError("bad_message", f"'value' is {type_name(value)}, not a text")
-    if speaker != "function_call":
-        return Message(SHAREGPT_ROLES[speaker], value)
+    if speaker not in _CALLS:
+        return Message(SHAREGPT_ROLES[speaker], value, learned=learned_by_weight(entry))
     try:
         call = json.loads(value)
     except ValueError as error:
-        raise RecordError("bad_message", f"a function_call that isn't JSON: {error}") from None
+        raise RecordError("bad_message", f"a {speaker} that isn't JSON: {error}") from None
     calls = call if isinstance(call, list) else [call]
-    return message_from_json({"role": "assistant", "tool_calls": calls})
+    weight = entry.get("weight")
+    return message_from_json({"role": "assistant", "tool_calls": calls, "weight": weight})

@@ -9,6 +9,8 @@ from llama_jax.config.loading import nearest
 
 # What a tool answers is `tool`; Llama 3 spells it `ipython`, and both are read.
 ROLES = ("system", "user", "assistant", "tool")
+# OpenAI's other names, of its later and its older form.
+_OTHER_NAMES = {"developer": "system", "function": "tool"}
 
 
 class ChatError(ValueError):
@@ -34,6 +36,7 @@ class Message:
       ends: whether an assistant's message ends its turn or waits for a tool. Only Llama 3.1's
         formats write the difference; templates decide by themselves.
       context: retrieved text that follows a user's, after an empty line.
+      learned: whether fine-tuning learns an assistant's message, or only reads it.
     """
 
     role: str
@@ -41,6 +44,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     ends: Literal["turn", "message"] = "turn"
     context: str = ""
+    learned: bool = True
 
     def __post_init__(self) -> None:
         if self.role == "ipython":
@@ -65,25 +69,42 @@ def message_from_json(entry: Any) -> Message:
     """A message from the usual JSON forms.
 
     `content` may be absent, a text, or a list of text parts, which are joined. `tool_calls` are
-    `{"name", "arguments"}` or OpenAI's `{"function": {"name", "arguments"}}`, where the arguments
-    may be JSON in a text. `stop_reason` may say `end_of_message`.
+    `{"name", "arguments"}` (or "parameters") or OpenAI's `{"function": {"name", "arguments"}}`,
+    where the arguments may be JSON in a text; `function_call` is a single one. `stop_reason` may
+    say `end_of_message`, and `weight` 0 that an assistant's message isn't learned.
 
     Raises:
       ChatError: another form; the field is named.
     """
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("role"), str):
+    role = entry.get("role") if isinstance(entry, Mapping) else None
+    if not isinstance(role, str):
         raise ChatError(f"a message is an object with a 'role', got {_shortened(entry)}")
     calls = entry.get("tool_calls") or []
+    if not calls and entry.get("function_call"):
+        calls = [entry["function_call"]]
     if not isinstance(calls, list):
         raise ChatError(f"'tool_calls' is not a list: {_shortened(calls)}")
     waits = entry.get("ends") == "message" or entry.get("stop_reason") == "end_of_message"
     return Message(
-        role=entry["role"],
+        role=_OTHER_NAMES.get(role, role),
         content=_text_of(entry.get("content")),
         tool_calls=tuple(_call_from_json(call) for call in calls),
         ends="message" if waits else "turn",
         context=_text_of(entry.get("context")),
+        learned=learned_by_weight(entry),
     )
+
+
+def learned_by_weight(entry: Mapping[str, Any]) -> bool:
+    """What the `weight` of a message says, in OpenAI's form and in others; none is 1.
+
+    Raises:
+      ChatError: neither 0 nor 1.
+    """
+    weight = entry.get("weight")
+    if weight not in (None, 0, 1):
+        raise ChatError(f"'weight' is 0 or 1, got {_shortened(weight)}")
+    return weight != 0
 
 
 def messages_from_json(entries: Any) -> list[Message]:
@@ -115,6 +136,8 @@ def message_to_json(message: Message) -> dict[str, Any]:
         entry["ends"] = message.ends
     if message.context:
         entry["context"] = message.context
+    if not message.learned:
+        entry["weight"] = 0
     return entry
 
 
@@ -141,7 +164,9 @@ def _call_from_json(entry: Any) -> ToolCall:
     name = call.get("name", call.get("tool_name")) if isinstance(call, Mapping) else None
     if call is None or not isinstance(name, str):
         raise ChatError(f"a tool call needs a 'name', got {_shortened(entry)}")
-    arguments = call.get("arguments", {})
+    arguments = call.get("arguments", call.get("parameters", {}))
+    if arguments in (None, ""):  # so some write that there are none
+        arguments = {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

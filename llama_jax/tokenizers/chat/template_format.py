@@ -232,6 +232,7 @@ def _to_table(message: Message) -> dict[str, Any]:
     table = message_to_json(message)
     table.pop("ends", None)
     table.pop("context", None)
+    table.pop("weight", None)
     return {**table, "content": text_of(message)}
 
 

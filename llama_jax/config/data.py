@@ -82,7 +82,7 @@ class ConversationsConfig(RecordsConfig):
     # What the assistant wrote in every turn, or after the last user's message only.
     train_on: Literal["all", "last"] = "all"
     # A conversation longer than a row loses whole turns, at its end or at its start (but never the
-    # system message), or is left out.
+    # system message), or is left out: so are those that would lose all that is trained on.
     truncate: Literal["end", "start", "drop"] = "end"
     # By name, or a jinja file; neither takes the template that lies with the tokenizer, as `chat`
     # does, or without one the format that the vocabulary is made for.

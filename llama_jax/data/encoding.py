@@ -48,16 +48,22 @@ class Encoder:
     def conversation(self, record: Conversation, train_on: Literal["all", "last"]) -> Made:
         """The example of a conversation: one segment, trained on in what the assistant wrote.
 
+        Turns that are dropped leave something to train on, so with `last` never the last ones.
+
         Raises:
-          RecordError: too long, or not to be written in this format.
+          RecordError: too long, not to be written in this format, or nothing to be learned.
         """
+        messages = _last_alone(record.messages) if train_on == "last" else record.messages
+        if not any(map(_is_learned, messages)):
+            raise RecordError("no_answer", "no message of the assistant that is learned")
 
         def encode(messages: Sequence[Message]) -> Example:
             encoded, spans = self._encoded(record, messages)
-            wanted = spans[-_last_turn(messages) :] if train_on == "last" else spans
+            answers = [message for message in messages if message.role == "assistant"]
+            wanted = [s for s, answer in zip(spans, answers, strict=True) if answer.learned]
             return _one_segment(encoded, spans[-1][1], wanted)
 
-        return self._fitted(record.messages, encode)
+        return self._fitted(messages, encode)
 
     def preference(
         self,
@@ -128,12 +134,11 @@ class Encoder:
         encoded, spans = self._encoded(record, [*prompt, *response.messages])
         own = spans[-sum(m.role == "assistant" for m in response.messages) :]
         ids = np.array(encoded.ids[: own[-1][1]], np.int32)
-        counted = _within(len(ids), own)
-        if mask_formatting:
-            counted &= ~np.isin(ids, self._ends)
+        written = _within(len(ids), own)
+        counted = written & ~np.isin(ids, self._ends) if mask_formatting else written
         if not counted.any():
             raise RecordError("empty_response", "nothing of it is left to count")
-        return _Reply(ids, own[0][0], counted)
+        return _Reply(ids, written, counted)
 
     def _ids(self, record: Preference, prompt: Sequence[Message]) -> list[int]:
         try:
@@ -159,10 +164,13 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Reply:
-    """A conversation's ids up to the end of its response, which begins at `start`."""
+    """A conversation's ids up to its response's end, and what of them the response wrote.
+
+    What tools returned between its messages isn't written by it: that is no part of its likelihood.
+    """
 
     ids: np.ndarray
-    start: int
+    written: np.ndarray
     counted: np.ndarray
 
 
@@ -196,8 +204,7 @@ def _each_with_its_prompt(parts: Sequence[_Reply], shared: Sequence[int]) -> Exa
     numbers = np.arange(1, len(parts) + 1)
     counts = [_predicting(part.counted) for part in parts]
     responses = [
-        number * _predicting(np.arange(len(part.ids)) >= part.start)
-        for number, part in zip(numbers, parts, strict=True)
+        number * _predicting(part.written) for number, part in zip(numbers, parts, strict=True)
     ]
     return _joined(
         np.concatenate([part.ids for part in parts]),
@@ -224,7 +231,7 @@ def _behind_one_prompt(parts: Sequence[_Reply], shared: Sequence[int]) -> Exampl
         part = parts[i]
         ids.append(part.ids[len(prompt) :])
         counted.append(part.counted[len(prompt) :])
-        owners.append((i + 1) * (np.arange(len(prompt), len(part.ids)) >= part.start))
+        owners.append((i + 1) * part.written[len(prompt) :])
         place += len(ids[-1])
         lasts[i] = place - 1
     tokens = np.concatenate(ids)
@@ -280,12 +287,16 @@ def _turns(messages: Sequence[Message]) -> tuple[list[Message], list[list[Messag
 
 
 def _answered(messages: Sequence[Message], all_messages: Sequence[Message]) -> bool:
-    """Whether these turns, of a conversation that ends with an answer, have an answer too."""
-    return all_messages[-1].role != "assistant" or any(m.role == "assistant" for m in messages)
+    """Whether these turns, of a conversation that ends with an answer, have one to learn too."""
+    return all_messages[-1].role != "assistant" or any(map(_is_learned, messages))
 
 
-def _last_turn(messages: Sequence[Message]) -> int:
-    """How many messages the assistant wrote after the user's last."""
-    users = [i for i, message in enumerate(messages) if message.role == "user"]
-    after = messages[users[-1] :] if users else messages
-    return max(1, sum(message.role == "assistant" for message in after))
+def _is_learned(message: Message) -> bool:
+    return message.role == "assistant" and message.learned
+
+
+def _last_alone(messages: Sequence[Message]) -> list[Message]:
+    """The same, of which nothing is learned before the user's last message."""
+    last = max((i for i, message in enumerate(messages) if message.role == "user"), default=0)
+    read = (dataclasses.replace(message, learned=False) for message in messages[:last])
+    return [*read, *messages[last:]]

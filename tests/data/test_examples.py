@@ -11,7 +11,7 @@ from llama_jax.data.batches import GlobalBatches
 from llama_jax.data.documents import DataError
 from llama_jax.data.encoding import Encoder
 from llama_jax.data.examples import example_from_bytes
-from llama_jax.data.records import Conversation, RecordError
+from llama_jax.data.records import Conversation, Pair, Preference, RecordError, Response
 from llama_jax.tokenizers.chat import Message, ToolCall, make_chat_format
 
 pytestmark = pytest.mark.short
@@ -72,6 +72,61 @@ def test_calls_of_tools_belong_to_the_turn_that_they_serve():
     assert "add" in call
     assert call.endswith("<|eom_id|>")
     assert answer == "Three.<|eot_id|>"
+
+
+def test_messages_of_weight_0_are_read_but_not_learned():
+    messages = list(TALK)
+    messages[2] = dataclasses.replace(messages[2], learned=False)
+    made = encoder(LLAMA3, "llama3").conversation(Conversation(tuple(messages)), "all")
+    assert marked(LLAMA3, made.example) == ["So.<|eot_id|>"]
+    assert "Me.<|eot_id|>" in text(LLAMA3, made.example)
+    messages[4] = dataclasses.replace(messages[4], learned=False)
+    with pytest.raises(RecordError, match="no message of the assistant that is learned"):
+        encoder(LLAMA3, "llama3").conversation(Conversation(tuple(messages)), "all")
+
+
+def test_turns_that_are_dropped_never_leave_a_row_with_nothing_to_learn():
+    learned = (*TALK[1:3], *(dataclasses.replace(m, learned=m.role != "assistant") for m in TALK))
+    conversation = Conversation((TALK[0], *learned[:2], *learned[3:]))
+    whole = len(encoder(LLAMA3, "llama3").conversation(conversation, "all").example)
+    for seq_len in (whole // 2, whole - 1):
+        with pytest.raises(RecordError, match="fit a row"):
+            encoder(LLAMA3, "llama3", seq_len, "start").conversation(conversation, "all")
+    made = encoder(LLAMA3, "llama3", whole - 1, "end").conversation(conversation, "all")
+    assert marked(LLAMA3, made.example) == ["Me.<|eot_id|>"]
+
+
+def test_where_the_last_turn_alone_is_learned_no_other_takes_its_place():
+    whole = len(encoder(LLAMA3, "llama3").conversation(Conversation(tuple(TALK)), "all").example)
+    short = encoder(LLAMA3, "llama3", whole - 1, "start")
+    made = short.conversation(Conversation(tuple(TALK)), "last")
+    assert (marked(LLAMA3, made.example), made.dropped_turns) == (["So.<|eot_id|>"], 1)
+    with pytest.raises(RecordError, match="fit a row") as refused:
+        encoder(LLAMA3, "llama3", whole - 1, "end").conversation(Conversation(tuple(TALK)), "last")
+    assert refused.value.reason == "too_long"
+
+
+@pytest.mark.parametrize("shared_prompt", [False, True])
+@pytest.mark.parametrize(("tokenizer", "name"), [(LLAMA3, "llama3"), (CHATML, "chatml")])
+def test_what_a_tool_returned_is_no_part_of_a_responses_likelihood(tokenizer, name, shared_prompt):
+    call = Message("assistant", "", (ToolCall("add", {"a": 1}),))
+    long = (call, Message("tool", "returned"), Message("assistant", "Three."))
+    record = Preference(
+        (Message("user", "1 + 2?"),),
+        (Response(long, "chosen"), Response((Message("assistant", "No."),), "rejected")),
+        (Pair(1, 2, "better"),),
+    )
+    example = (
+        encoder(tokenizer, name, 512)
+        .preference(record, shared_prompt=shared_prompt, mask_formatting=True)
+        .example
+    )
+    end = "<|eot_id|>" if name == "llama3" else "<|im_end|>"
+    told = tokenizer.decode(example.tokens[np.flatnonzero(example.responses == 1) + 1].tolist())
+    assert told.endswith(f"{end}Three.{end}")
+    assert "add" in told
+    assert "returned" not in told
+    assert "returned" in text(tokenizer, example)
 
 
 @pytest.mark.parametrize("truncate", ["end", "start"])

@@ -16,6 +16,7 @@ from llama_jax.data.message_forms import (
     check_messages,
     openai_messages,
     prompt_messages,
+    sharegpt_messages,
     tools_of,
     with_system,
 )
@@ -154,8 +155,8 @@ def _common_prompt(
     if common == len(left) == len(right):
         raise RecordError("identical_responses", "chosen and rejected")
     prompt = left[:common]
-    said = fields.get("prompt")
-    if isinstance(said, str) and said not in [message.content for message in prompt]:
+    said = prompt_messages(fields["prompt"], "prompt") if fields.get("prompt") else []
+    if any(one.content not in [message.content for message in prompt] for one in said):
         raise RecordError("bad_message", "'prompt' is not among the messages of both responses")
     return prompt, left[common:], right[common:]
 
@@ -188,7 +189,12 @@ def _reply(value: Any, name: str) -> list[Message]:
         raise RecordError("wrong_type", f"'{name}' is {type_name(value)}")
     if "messages" in value:
         return openai_messages(value["messages"])
-    text = next((value[key] for key in ("content", "text", "response") if key in value), None)
+    if "from" in value:
+        return sharegpt_messages([value])
+    keys = ("content", "text", "response", "tool_calls", "function_call")
+    if not any(key in value for key in keys):
+        raise RecordError("missing_field", f"{name} has no 'content'{nearest('content', [*value])}")
+    text = next((value[key] for key in keys[:3] if key in value), None)
     try:
         return [message_from_json({"role": "assistant", **value, "content": text})]
     except ChatError as error:
@@ -196,7 +202,7 @@ def _reply(value: Any, name: str) -> list[Message]:
 
 
 def _steps(given: Any, count: int, strength: Strength) -> list[Strength]:
-    if given is None:
+    if given is None or given == "":
         return [strength] * count
     words = given if isinstance(given, list) else [given] * count
     if len(words) != count:
@@ -206,8 +212,9 @@ def _steps(given: Any, count: int, strength: Strength) -> list[Strength]:
 
 
 def _strength(word: Any) -> Strength:
-    spelled = word.strip().lower().removesuffix("better").strip() if isinstance(word, str) else word
-    if spelled not in _SPELLINGS:
+    said = word.strip().lower() if isinstance(word, str) else ""
+    spelled = said.removesuffix("better").strip()
+    if not said or spelled not in _SPELLINGS:
         known = nearest(str(word), list(STRENGTHS))
         raise RecordError("bad_ranking", f"unknown strength {word!r}{known}")
     return _SPELLINGS[spelled]

@@ -140,7 +140,7 @@ def _read_rows(file: SourceFile, stream: Any) -> Records:
 
     row = 0
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+        for batch in map(_with_times_as_text, pq.ParquetFile(stream).iter_batches(1024)):
             for i in range(batch.num_rows):
                 row += 1
                 yield _record_of_row(file.name, row, batch.slice(i, 1))
@@ -152,11 +152,23 @@ def _read_rows(file: SourceFile, stream: Any) -> Records:
         yield Problem(file.name, None, "empty_document", "no row")
 
 
+def _with_times_as_text(batch: Any) -> Any:
+    """As JSON has them; Python has no type for all of them, nanoseconds for one."""
+    import pyarrow as pa
+
+    for place, column in enumerate(batch.columns):
+        if pa.types.is_timestamp(column.type) or pa.types.is_time(column.type):
+            batch = batch.set_column(place, batch.schema.names[place], column.cast(pa.string()))
+    return batch
+
+
 def _record_of_row(name: str, row: int, table: Any) -> Record | Problem:
     try:
         (fields,) = table.to_pylist()
     except UnicodeDecodeError as error:
         return Problem(name, row, "broken_utf8", f"byte {error.start}: {error.reason}")
+    except (ValueError, OverflowError) as error:  # times inside of others
+        return Problem(name, row, "wrong_type", str(error).partition(". ")[0])
     return Record(name, row, _without_nulls(fields))
 
 

@@ -68,6 +68,45 @@ def test_openai_and_sharegpt_say_the_same_conversation(tmp_path):
     assert again[0].messages == openai.messages
 
 
+@pytest.mark.parametrize("call", ["function_call", "tool_call"])
+@pytest.mark.parametrize("answer", ["observation", "function", "tool_response"])
+def test_sharegpts_speakers_of_tools_go_by_several_names(tmp_path, call, answer):
+    llama = {"name": "add", "parameters": {"a": 1, "b": 2}}
+    said = [("human", "1 + 2?"), (call, json.dumps(llama)), (answer, "3"), ("gpt", "Three.")]
+    record = {"conversations": [{"from": who, "value": value} for who, value in said]}
+    (found,) = conversations(lines(tmp_path / "s.jsonl", [record]))
+    assert [m.role for m in found.messages] == ["user", "assistant", "tool", "assistant"]
+    assert found.messages[1].tool_calls[0].arguments == {"a": 1, "b": 2}
+
+
+def test_tools_may_be_texts_and_nothing_of_their_schemas_is_lost(tmp_path):
+    one = {"name": "add", "parameters": {"properties": {"a": {"type": "int", "enum": [1, 2]}}}}
+    schema = {"type": "function", "function": one}
+    given = [[schema], json.dumps([one]), [json.dumps(one)]]
+    records = [{**said("Hi", "Hello"), "tools": tools} for tools in given]
+    records.append({**said("Hi", "Hello"), "tools": None, "functions": [one]})
+    for found in conversations(lines(tmp_path / "t.jsonl", records)):
+        assert conversation_to_json(found)["tools"] == [schema]
+    broken = [["add"], [None], [{"name": "add", "parameters": {"properties": {"a": 1}}}]]
+    records = [{**said("Hi", "Hello"), "tools": tools} for tools in broken]
+    assert problems(conversations(lines(tmp_path / "b.jsonl", records))) == [
+        "b.jsonl:1: bad json ('tools': Expecting value: line 1 column 1 (char 0))",
+        "b.jsonl:2: bad message ('tools': a tool needs a 'name', got None)",
+        "b.jsonl:3: bad message ('tools': parameter 'a' of tool 'add' is not an object, got 1)",
+    ]
+
+
+def test_times_of_parquet_are_texts_and_lose_no_record(tmp_path):
+    times = pa.array([1001, 2], pa.timestamp("ns"))
+    table = pa.table({"prompt": ["a", "b"], "at": times})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = list(read_prompts(PromptsConfig(str(tmp_path / "t.parquet"))))
+    assert [json.dumps(one.metadata) for one in found] == [
+        '{"at": "1970-01-01 00:00:00.000001001"}',
+        '{"at": "1970-01-01 00:00:00.000000002"}',
+    ]
+
+
 def test_every_kind_of_file_gives_the_same_records(tmp_path):
     records = [said("Hi", "Hello"), said("Who?", "Me", "Why?", "So.")]
     text = "".join(json.dumps(record) + "\n" for record in records).encode()
@@ -244,6 +283,38 @@ def test_responses_that_can_not_be_compared_are_refused(tmp_path):
         "p.jsonl:9: bad message (rejected: a response has the assistant's messages, not the"
         " user's)",
         "p.jsonl:10: identical responses (chosen and rejected)",
+    ]
+
+
+def test_strengths_that_are_no_words_are_refused_and_empty_ones_say_nothing(tmp_path):
+    two = {"prompt": "Why?", "responses": ["a", "b"], "ranking": [0, 1]}
+    said = [{"level": "better"}, [["better"]], [""], 2]
+    records = [{**two, "strength": strength} for strength in said]
+    found = problems(preferences(tmp_path / "p.jsonl", records))
+    assert [problem.split(" (known")[0] for problem in found] == [
+        "p.jsonl:1: bad ranking (unknown strength {'level': 'better'}",
+        "p.jsonl:2: bad ranking (unknown strength ['better'] (did you mean 'better'?))",
+        "p.jsonl:3: bad ranking (unknown strength ''",
+        "p.jsonl:4: bad ranking (unknown strength 2",
+    ]
+    (empty,) = preferences(tmp_path / "e.jsonl", [{**two, "strength": ""}], strength="slightly")
+    assert empty.pairs[0].strength == "slightly"
+
+
+def test_responses_are_read_in_sharegpts_form_or_named_as_unreadable(tmp_path):
+    ask, good, bad = "Why?", {"from": "gpt", "value": "Good"}, {"from": "gpt", "value": "Bad"}
+    other = [{"role": "user", "content": "Who?"}]
+    whole = {name: said(ask, name)["messages"] for name in ("chosen", "rejected")}
+    records = [
+        {"prompt": ask, "chosen": good, "rejected": bad},
+        {"prompt": ask, "chosen": {"contents": "Good"}, "rejected": "Bad"},
+        {"prompt": other, **whole},
+    ]
+    first, *others = preferences(tmp_path / "p.jsonl", records)
+    assert [r.messages[0].content for r in first.responses] == ["Good", "Bad"]
+    assert problems(others) == [
+        "p.jsonl:2: missing field (chosen has no 'content' (did you mean 'contents'?))",
+        "p.jsonl:3: bad message ('prompt' is not among the messages of both responses)",
     ]
 
 

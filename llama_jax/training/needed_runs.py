@@ -1,15 +1,19 @@
 """Runs whose models others begin with: `run:NAME` in a field that names a checkpoint."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from etils import epath
 from rich.console import Console
 
 from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DistillConfig, RunConfig
-from llama_jax.config.run_files import RESULT_FILE, default_run_dir, run_named
+from llama_jax.config.run_files import CONFIG_FILE, default_run_dir, run_named
+from llama_jax.interchange.run_checkpoint import steps
 from llama_jax.training.notices import printer
 from llama_jax.training.run import Outcome, train
+from llama_jax.training.run_dir import finished_figures
 
 
 def checkpoints_of(config: RunConfig) -> list[str]:
@@ -24,6 +28,8 @@ def train_needed(
     checkpoints: Iterable[str], console: Console, *, needed_by: tuple[str, ...] = ()
 ) -> Outcome | None:
     """Train the runs that are named as checkpoints and aren't finished, what they need first.
+
+    One that has begun goes on by the config in its folder, whatever it was begun with.
 
     Args:
       checkpoints: paths, of which `run:NAME` are runs.
@@ -40,9 +46,9 @@ def train_needed(
         if name in needed_by:
             raise ConfigError(f"needs itself: {' -> '.join((*needed_by, name))}", source=name)
         run_dir = default_run_dir(name)
-        if (run_dir / RESULT_FILE).is_file():
+        config = _config(name, run_dir)
+        if finished_figures(config, epath.Path(run_dir), steps(run_dir)) is not None:
             continue
-        config = load_run_config(name)
         stopped = train_needed(checkpoints_of(config), console, needed_by=(*needed_by, name))
         if stopped is not None:
             return stopped
@@ -51,3 +57,8 @@ def train_needed(
         if outcome.figures is None or outcome.exit_code:
             return outcome
     return None
+
+
+def _config(name: str, run_dir: Path) -> RunConfig:
+    file = run_dir / CONFIG_FILE
+    return load_run_config(str(file) if steps(run_dir) and file.is_file() else name)

@@ -8,12 +8,12 @@ import pytest
 from etils import epath
 from rich.console import Console
 
-from llama_jax.config.files import shipped_configs
+from llama_jax.config.files import load_run_config, shipped_configs
 from llama_jax.config.loading import ConfigError
 from llama_jax.interchange.opening import open_adapter, open_source
 from llama_jax.interchange.tensors import InterchangeError
 from llama_jax.training import needed_runs
-from llama_jax.training.run import Outcome
+from llama_jax.training.run import Outcome, train
 
 SFT = (shipped_configs() / "runs" / "debug" / "sft.toml").resolve()
 NAMES = ("first", "second", "third")
@@ -60,6 +60,21 @@ def test_what_a_run_needs_is_trained_first_and_once(folder):
 
     assert train_needed("run:second.toml", "run:third.toml") == (None, "")
     assert [started(name) for name in NAMES] == [1, 1, 1]
+
+
+def test_one_that_has_begun_goes_on_by_its_own_config_to_its_own_end(folder):
+    write_run("first.toml")
+    longer = load_run_config("first.toml", ["training.steps=3", "schedule.peak=1e-3"])
+    console = Console(file=io.StringIO())
+    train(longer, "runs/first", console)
+    assert train_needed("run:first.toml") == (None, "")
+    # As a run is left that was to be longer and was killed: the figures are those of its first end.
+    text = Path("runs/first/config.toml").read_text()
+    Path("runs/first/config.toml").write_text(text.replace("steps = 3", "steps = 4"))
+    outcome, said = train_needed("run:first.toml")
+    assert outcome is None
+    assert "going on from the checkpoint of step 3" in said
+    assert open_source("run:first.toml").path.name == "step_4"
 
 
 def test_a_run_that_needs_itself_is_refused(folder):

@@ -7,8 +7,10 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
+from llama_jax.config.loading import ConfigError
 from llama_jax.config.run import DistillConfig, ExecutionConfig, RunConfig
 from llama_jax.interchange.opening import open_source
+from llama_jax.interchange.source import Source
 from llama_jax.models.init import abstract_model
 from llama_jax.models.lora import split_params
 from llama_jax.objectives.objective import Objective
@@ -50,6 +52,22 @@ class Networks:
         }
 
 
+def open_teacher(config: DistillConfig) -> Source:
+    """The checkpoint of the teacher.
+
+    Raises:
+      ConfigError: a reward model.
+      InterchangeError: it can't be opened.
+    """
+    source = open_source(config.path)
+    if source.config.head != "vocab":
+        raise ConfigError(
+            f"{source.path} is a reward model, which has no next tokens to teach",
+            key="objective.path",
+        )
+    return source
+
+
 def stored_as(config: RunConfig) -> ExecutionConfig:
     """How the weights that a run starts from lie: those under adapters in the compute dtype."""
     execution = config.execution
@@ -68,7 +86,7 @@ def abstract_networks(
 
     Raises:
       ConfigError: the mesh doesn't divide a parameter.
-      InterchangeError: a teacher's checkpoint that can't be opened.
+      InterchangeError: a teacher's checkpoint that can't be opened, ConfigError a reward model's.
     """
     model, adapter, stored = config.model, config.adapter, stored_as(config)
     read = dataclasses.replace(stored, param_dtype=stored.compute_dtype)
@@ -88,7 +106,7 @@ def abstract_networks(
                 frozen[REFERENCE] = state
     if TEACHER in objective.frozen:
         assert isinstance(config.objective, DistillConfig)
-        architecture = open_source(config.objective.path).config
+        architecture = open_teacher(config.objective).config
         teacher, frozen[TEACHER] = abstract_model(architecture, read, mesh)
         others[TEACHER] = (teacher, (TEACHER,))
     return Networks(graphdef, others), params, frozen

@@ -18,8 +18,6 @@ from llama_jax.data.documents import Documents
 from llama_jax.data.ordered import OrderedBatch, ordered_batches
 from llama_jax.interchange.fingerprints import model_fingerprint
 from llama_jax.interchange.loading import load_model
-from llama_jax.interchange.opening import open_source
-from llama_jax.interchange.source import Source
 from llama_jax.models.llama import ACT, Llama
 from llama_jax.objectives.responses import hidden, in_hidden_order
 from llama_jax.sharding.rules import lay_out
@@ -27,21 +25,12 @@ from llama_jax.sharding.zigzag import from_zigzag
 from llama_jax.tokenizers import Tokenizer
 from llama_jax.training.distributed import wait_for_all
 from llama_jax.training.inputs import PARTS, Inputs, Say
-from llama_jax.training.networks import stored_as
+from llama_jax.training.networks import open_teacher, stored_as
 
 # Places whose logits are held at once, a row.
 _CHUNK = 256
 # Progress is noted after this many batches.
 _NOTED_EVERY = 50
-
-
-def open_teacher(config: DistillConfig) -> Source:
-    """The checkpoint of the teacher.
-
-    Raises:
-      InterchangeError: it can't be opened.
-    """
-    return open_source(config.path)
 
 
 def check_teacher(config: RunConfig, tokenizer: Tokenizer) -> None:

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 from llama_jax.config.loading import ConfigError, nearest
+from llama_jax.interchange.adapters import AdaptedSource
 from llama_jax.interchange.opening import HUB, recognise
+from llama_jax.interchange.source import Source
 from llama_jax.interchange.tensors import DTYPES
 
 FORMATS = ("hf", "meta", "gguf", "orbax", "peft")
@@ -75,6 +77,22 @@ def check_target(src: str | Path, dst: Path, to: str, options: Options) -> None:
     if not empty and recognise(dst) in (None, "run"):
         what = "a training run" if recognise(dst) == "run" else "no checkpoint"
         raise ConfigError(f"is {what}; --overwrite doesn't replace that", source=str(dst))
+
+
+def check_needed(source: Source, dst: Path) -> None:
+    """That `dst` isn't what an adapter stands beside, or the adapter.
+
+    Raises:
+      ConfigError: it is.
+    """
+    while isinstance(source, AdaptedSource):
+        for path in (source.adapter.path, source.base.path):
+            if os.path.lexists(dst) and _within(path, dst):
+                raise ConfigError(
+                    f"holds {path}, which SRC is merged from; it can't be replaced by it",
+                    source=str(dst),
+                )
+        source = source.base
 
 
 def parse_size(text: str) -> int:

@@ -14,7 +14,7 @@ from llama_jax.config.model import ModelConfig
 from llama_jax.interchange.adapters import AdaptedSource
 from llama_jax.interchange.casting import is_exact
 from llama_jax.interchange.checking import check_source
-from llama_jax.interchange.conversion_options import Options, check_target
+from llama_jax.interchange.conversion_options import Options, check_needed, check_target
 from llama_jax.interchange.generation_defaults import GenerationDefaults
 from llama_jax.interchange.hugging_face_writing import DEFAULT_SHARD_BYTES, write_hugging_face
 from llama_jax.interchange.loading import Progress
@@ -93,6 +93,7 @@ def convert(
     check_target(src, Path(dst), to, options)
     source = open_source(src, adapter=adapter)
     check_format(source, to)
+    check_needed(source, Path(dst))
     check_source(source)
     vocabulary = _tokenizer(source) if tokenizer and to != "peft" else None
     if isinstance(source, AdaptedSource) and to != "peft" and dtype is None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, RUN_FILE, RESULT_FILE = "config.toml", "run.json", "result.json"
 CHECKPOINTS_FOLDER, TOKENIZER_FOLDER = "checkpoints", "tokenizer"
+# The fingerprints of the models that a run reads again when it goes on, by key of its config.
+ORIGINS_FILE = "origins.json"
 # Before the name of a run: its model, in a field that names a checkpoint.
 RUN = "run:"
 

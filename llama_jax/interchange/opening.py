@@ -5,6 +5,7 @@ from pathlib import Path
 from llama_jax.config import run_files
 from llama_jax.interchange import orbax, run_checkpoint
 from llama_jax.interchange.adapters import AdaptedSource, AdapterSource
+from llama_jax.interchange.fingerprints import model_fingerprint
 from llama_jax.interchange.hugging_face import CONFIG_FILE, HuggingFaceSource
 from llama_jax.interchange.peft import PEFT_CONFIG_FILE, PeftAdapter
 from llama_jax.interchange.source import InterchangeError, Source
@@ -126,9 +127,27 @@ def _open_run(path: Path) -> Source:
         return run_checkpoint.RunSource(run_dir, step)
     adapter = run_checkpoint.RunAdapter(run_dir, step)
     base = open_source(adapter.base)
+    _check_base(base, adapter)
     if adapter.starts_rows:
         base = StartedSource(base, adapter.load_tokenizer(), adapter.run.seed)
     return AdaptedSource(base, adapter, about=adapter)
+
+
+def _check_base(base: Source, adapter: run_checkpoint.RunAdapter) -> None:
+    """That the checkpoint is still the one that the adapters were trained beside.
+
+    One that is itself merged isn't compared: its sums are rounded otherwise on another machine.
+    """
+    before = adapter.origins.get("init.path")
+    if before is None or isinstance(base, AdaptedSource):
+        return
+    found = model_fingerprint(base)
+    if found != before:
+        raise InterchangeError(
+            f"{adapter.base} holds another model now (fingerprint {found}) than when "
+            f"{adapter.run_dir} trained adapters on it ({before}); set init.path in its "
+            f"{run_files.CONFIG_FILE} to where that one is, or name both, it as --adapter"
+        )
 
 
 def _open_peft(path: Path) -> Source:

@@ -5,6 +5,7 @@ them merged into it.
 """
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from llama_jax.config.run import RunConfig
 from llama_jax.config.run_files import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
+    ORIGINS_FILE,
     TOKENIZER_FOLDER,
     checkpoint_path,
 )
@@ -151,6 +153,7 @@ class RunAdapter(RunCheckpoint):
     Attributes:
       base: the checkpoint that the run started from.
       starts_rows: whether rows of its special tokens were given another start.
+      origins: fingerprints of what it read, by key of its config; of earlier versions none.
     """
 
     partial = False
@@ -170,6 +173,10 @@ class RunAdapter(RunCheckpoint):
         self.config: AdapterConfig = self.run.adapter
         self.base = str(checkpoint_path(self.run.init.path))
         self.starts_rows = self.run.init.special_rows == "mean"
+        origins = run_dir / ORIGINS_FILE
+        self.origins: dict[str, str] = (
+            json.loads(origins.read_text(encoding="utf-8")) if origins.is_file() else {}
+        )
         shapes = param_shapes(self.run.model, self.config)
         trained = self.arrays({path: shapes[path] for path in trainable_paths(shapes)})
         self.tensors = trained.tensors()

@@ -7,6 +7,8 @@ from typing import Any
 from llama_jax.config.loading import ConfigError, to_table
 from llama_jax.config.run import RunConfig
 
+# Fields that name a checkpoint.
+CHECKPOINT_KEYS = ("init.path", "init.adapter", "objective.path")
 # Patterns of dotted keys; the first that matches decides. What matches none may not change.
 RULES: tuple[tuple[str, bool], ...] = (
     # Where and how it is computed: the same numbers up to rounding.
@@ -36,9 +38,7 @@ RULES: tuple[tuple[str, bool], ...] = (
     ("tokenizer.path", True),
     # What is read at every start is checked by its fingerprint, see `origins`; the rest of these
     # only said where step 0 came from.
-    ("init.path", True),
-    ("init.adapter", True),
-    ("objective.path", True),
+    *((key, True) for key in CHECKPOINT_KEYS),
     # Longer or shorter: the schedule is drawn anew over the new length, and the run says so.
     ("training.steps", True),
 )

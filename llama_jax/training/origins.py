@@ -4,18 +4,18 @@ What a run trains lies in its own checkpoints. The base under adapters, a refere
 don't: a folder may have moved since, or hold another model.
 """
 
+import hashlib
 import json
 
 import jax
 from etils import epath
 
-from llama_jax.config.loading import ConfigError
+from llama_jax.config.loading import ConfigError, to_table
 from llama_jax.config.run import DistillConfig, DPOConfig, RunConfig
-from llama_jax.config.run_files import write_json
+from llama_jax.config.run_files import ORIGINS_FILE, write_json
 from llama_jax.interchange.fingerprints import model_fingerprint
 from llama_jax.interchange.opening import open_source
-
-ORIGINS_FILE = "origins.json"
+from llama_jax.training.networks import stored_as
 
 
 def note_origins(config: RunConfig, run_dir: epath.Path) -> None:
@@ -53,6 +53,24 @@ def check_origins(config: RunConfig, run_dir: epath.Path, *, remade: bool = Fals
                 f"began ({before}); give the path of that one",
                 key=key,
             )
+
+
+def reference_identity(config: RunConfig) -> str:
+    """What tells the model that a DPO run starts from, as it is asked, from another one.
+
+    Raises:
+      InterchangeError: a checkpoint that can't be opened.
+    """
+    init, execution = config.init, config.execution
+    told = {
+        "model": to_table(config.model),
+        "read": {key: value for key, (_, value) in _fingerprints(config, remade=True).items()},
+        "layers": init and init.layers,
+        "special_rows": init and init.special_rows,
+        "seed": config.seed,
+        "dtypes": (stored_as(config).param_dtype, execution.compute_dtype),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fingerprints(config: RunConfig, *, remade: bool) -> dict[str, tuple[str, str]]:

@@ -34,10 +34,15 @@ class Reference:
 
     Attributes:
       params: gives those that a step changes, as they are at step 0, and those that it only reads.
+      identity: tells it from other models.
+      begins: whether the run is at step 0, where what is stored may be another model's: of an
+        attempt that began with that and saved nothing.
     """
 
     networks: Networks
     params: Callable[[], tuple[nnx.State, Mapping[str, nnx.State]]]
+    identity: Callable[[], str]
+    begins: bool
 
 
 def attach_reference(
@@ -45,25 +50,26 @@ def attach_reference(
 ) -> Inputs:
     """The inputs, each source with log-probabilities under the reference.
 
-    Those found in `folder` are used where they are of the same examples: a run that goes on reads
-    no other weights again.
+    Those found in `folder` are used where they are of the same examples, and in a run that begins
+    of the same model: one that goes on reads no other weights again.
 
     Raises:
       DataError: a response without a finite log-probability.
     """
     found = {}
+    wanted = reference.identity() if reference.begins else None
     for part in PARTS:
         names = [source.name for source in getattr(config.data, part)]
         sources = []
         for name, documents in zip(names, getattr(inputs, part), strict=True):
             path = folder / "data" / part / name / FILE
-            logps_ER = _stored(path, documents)
+            logps_ER = _stored(path, documents, wanted)
             if logps_ER is None:
                 count = len(documents.lengths)
                 say(f"{name}: log-probabilities of {count} examples under the reference")
                 logps_ER = _reference_logps(config, documents, reference, mesh)
                 if jax.process_index() == 0:
-                    _store(path, documents, logps_ER)
+                    _store(path, documents, logps_ER, reference.identity())
                 wait_for_all(f"the reference's log-probabilities of {name} are stored")
             sources.append(WithReferenceLogps(documents, logps_ER))
         found[part] = sources
@@ -90,16 +96,18 @@ def _reference_logps(
     return logps_ER
 
 
-def _stored(path: Path, documents: Documents) -> np.ndarray | None:
+def _stored(path: Path, documents: Documents, reference: str | None) -> np.ndarray | None:
+    """Those at `path`; None where there are none, or of another model than `reference`."""
     if not path.exists():
         return None
     with np.load(path) as found:
         if str(found["examples"]) != documents.fingerprint:
             raise DataError(f"{path} is of other examples; delete it or use another run directory")
-        return found["logps_ER"]
+        same = reference is None or str(found.get("reference")) == reference
+        return found["logps_ER"] if same else None
 
 
-def _store(path: Path, documents: Documents, logps_ER: np.ndarray) -> None:
+def _store(path: Path, documents: Documents, logps_ER: np.ndarray, reference: str) -> None:
     temporary = path.with_suffix(".new.npz")
-    np.savez(temporary, logps_ER=logps_ER, examples=documents.fingerprint)
+    np.savez(temporary, logps_ER=logps_ER, examples=documents.fingerprint, reference=reference)
     temporary.replace(path)

@@ -38,7 +38,7 @@ from llama_jax.training.inputs import (
 from llama_jax.training.loop import Parts, run_steps
 from llama_jax.training.networks import Networks
 from llama_jax.training.notices import printer, say_devices, say_sizes
-from llama_jax.training.origins import check_origins, note_origins
+from llama_jax.training.origins import check_origins, note_origins, reference_identity
 from llama_jax.training.profiling import Profiler, ProfileRange
 from llama_jax.training.reference import Reference, attach_reference
 from llama_jax.training.reporting import Reporter, RunFacts, loss_records
@@ -102,10 +102,11 @@ def train(
         jax.set_mesh(mesh),
     ):
         steps = checkpoints.steps()
-        check_against_earlier(config, run_dir, steps, say)
+        moved = check_against_earlier(config, run_dir, steps, say)
         figures = finished_figures(config, run_dir, steps)
-        if figures is None and steps:
-            check_origins(config, run_dir)
+        if steps and (figures is None or moved):
+            # A finished run reads nothing, but whoever reads it goes by its config.
+            check_origins(config, run_dir, remade=figures is not None)
         note_start(config, run_dir)
         if figures is not None:
             if profile is not None:
@@ -219,9 +220,13 @@ class _Run:
             check_origins(config, self.run_dir, remade=True)
             return starting_params(config, assembly, inputs.tokenizer, self.mesh, self.say)
 
-        return attach_reference(
-            config, inputs, Reference(assembly.networks, params), self.mesh, folder, self.say
+        reference = Reference(
+            assembly.networks,
+            params,
+            identity=lambda: reference_identity(config),
+            begins=first is not None,
         )
+        return attach_reference(config, inputs, reference, self.mesh, folder, self.say)
 
     def _finish(
         self,

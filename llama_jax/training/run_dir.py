@@ -13,25 +13,29 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.loading import ConfigError, fingerprint, to_table, to_toml
 from llama_jax.config.run import RunConfig
 from llama_jax.config.run_files import CONFIG_FILE, RESULT_FILE, RUN_FILE, write_json, write_text
-from llama_jax.training.compatibility import check_compatible
+from llama_jax.training.compatibility import CHECKPOINT_KEYS, changes, check_compatible
 from llama_jax.training.environment import describe_start
 from llama_jax.training.inputs import Say
 
 
 def check_against_earlier(
     config: RunConfig, run_dir: epath.Path, steps: list[int], say: Say
-) -> None:
+) -> bool:
     """Refuse a config that can't go on from the checkpoints of `steps` in `run_dir`.
+
+    Returns:
+      Whether it names another place for a checkpoint that the run began with.
 
     Raises:
       ConfigError: a value that the checkpoints contradict, or no config beside them.
     """
     path = run_dir / CONFIG_FILE
     if not steps:
-        return
+        return False
     if not path.exists():
         raise ConfigError("absent, though there are checkpoints beside it", source=str(path))
-    for notice in check_compatible(load_run_config(str(path)), config, str(path)):
+    before = load_run_config(str(path))
+    for notice in check_compatible(before, config, str(path)):
         say(notice)
     if steps[-1] > config.training.steps:
         raise ConfigError(
@@ -39,6 +43,7 @@ def check_against_earlier(
             key="training.steps",
             source=str(path),
         )
+    return any(key in CHECKPOINT_KEYS for key, _, _ in changes(before, config))
 
 
 def note_start(config: RunConfig, run_dir: epath.Path) -> None:

@@ -17,6 +17,7 @@ from llama_jax.config.post_training import AdapterConfig, InitConfig
 from llama_jax.config.run import ExecutionConfig, MeshConfig
 from llama_jax.interchange.adapters import AdaptedSource
 from llama_jax.interchange.converting import convert
+from llama_jax.interchange.fingerprints import model_fingerprint
 from llama_jax.interchange.hugging_face_writing import write_hugging_face
 from llama_jax.interchange.opening import open_adapter, open_source
 from llama_jax.interchange.starting import load_params_into
@@ -107,6 +108,20 @@ def test_its_adapter_stands_alone_too_and_goes_to_peft_and_back(run, tmp_path):
     assert isinstance(open_source(base, adapter=folder), AdaptedSource)
 
 
+def test_neither_the_adapter_nor_its_base_is_overwritten_by_what_they_make(run, tmp_path):
+    base, folder, _ = run
+    merged = open_source(folder)
+    convert(folder, tmp_path / "peft", "peft")
+    for src, adapter, dst in (
+        (folder, None, base),
+        (tmp_path / "peft", None, base),
+        (base, tmp_path / "peft", tmp_path / "peft"),
+    ):
+        with pytest.raises(ConfigError, match=f"{dst}: holds {dst}, which SRC is merged from"):
+            convert(src, dst, "hf", adapter=adapter, overwrite=True)
+    np.testing.assert_array_equal(logits(open_source(folder), IDS), logits(merged, IDS))
+
+
 def test_a_run_with_nothing_but_adapters_or_without_any_is_told(run, tmp_path):
     _, folder, _ = run
     text = (folder / "config.toml").read_text()
@@ -146,6 +161,20 @@ def test_rows_that_a_run_gave_another_start_are_its_checkpoints_too(run, tmp_pat
         convert(tmp_path, tmp_path / "peft", "peft")
     with pytest.raises(InterchangeError, match="also changed rows of special tokens"):
         open_adapter(tmp_path)
+
+
+def test_a_run_is_not_merged_into_what_its_base_has_become(run, tmp_path):
+    base, folder, _ = run
+    for name in ("checkpoints", "tokenizer", "config.toml"):
+        (tmp_path / name).symlink_to(folder / name)
+    noted = {"init.path": model_fingerprint(open_source(base))}
+    (tmp_path / "origins.json").write_text(json.dumps(noted))
+    assert open_source(tmp_path).config.head == "scalar"
+    (tmp_path / "origins.json").write_text('{"init.path": "0123456789abcdef"}')
+    with pytest.raises(InterchangeError, match=r"holds another model now .*\(0123456789abcdef\)"):
+        open_source(tmp_path)
+    # Named by its user, it may stand beside any.
+    open_source(base, adapter=tmp_path)
 
 
 def _table(text):

@@ -1,5 +1,6 @@
 """What a run reads again when it goes on is what it began with, wherever that lies by now."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -13,11 +14,12 @@ from llama_jax.config.loading import ConfigError
 from llama_jax.interchange.hugging_face_writing import write_hugging_face
 from llama_jax.interchange.tensors import InterchangeError
 from llama_jax.tokenizers.byte import ByteTokenizer
-from llama_jax.training.origins import check_origins, note_origins
+from llama_jax.training.networks import open_teacher
+from llama_jax.training.origins import check_origins, note_origins, reference_identity
 
 sys.path.append(str(Path(__file__).parents[1] / "interchange"))
 
-from in_memory import random_source
+from in_memory import CONFIG, random_source
 
 ADAPTER = ("adapter.rank=4",)
 CASES = {
@@ -82,3 +84,24 @@ def test_a_stored_reference_is_compared_only_when_it_is_made_again(tmp_path):
     check_origins(other, run_dir)
     with pytest.raises(ConfigError, match=r"^init\.path: "):
         check_origins(other, run_dir, remade=True)
+
+
+def test_a_references_identity_is_the_model_not_where_it_lies(tmp_path):
+    folder, other = written(tmp_path / "a", seed=0), written(tmp_path / "b", seed=1)
+
+    def identity(path, *settings):
+        return reference_identity(load_run_config("debug/dpo", [f"init.path={path}", *settings]))
+
+    found = {identity(folder), identity(other), identity(folder, "init.special_rows=mean")}
+    assert len(found) == 3
+    assert identity(folder.rename(tmp_path / "c"), "training.steps=7") in found
+    drawn = [reference_identity(load_run_config("debug/dpo", [f"seed={seed}"])) for seed in (0, 1)]
+    assert len(found | set(drawn)) == 5
+
+
+def test_a_reward_model_teaches_nothing(tmp_path):
+    reward = random_source(dataclasses.replace(CONFIG, head="scalar"))
+    write_hugging_face(reward, tmp_path / "a", tokenizer=ByteTokenizer())
+    config = load_run_config("debug/distill", [f"objective.path={tmp_path / 'a'}"])
+    with pytest.raises(ConfigError, match=r"^objective\.path: .*a is a reward model, which has no"):
+        open_teacher(config.objective)

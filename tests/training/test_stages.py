@@ -14,7 +14,8 @@ from llama_jax.config.files import load_run_config
 from llama_jax.config.hardware import find_slice
 from llama_jax.config.loading import ConfigError
 from llama_jax.data.documents import DataError
-from llama_jax.interchange.opening import open_adapter
+from llama_jax.interchange.opening import open_adapter, open_source
+from llama_jax.interchange.tensors import InterchangeError
 from llama_jax.metrics.records import read_records
 from llama_jax.planning.compiling import compile_step, lower_step
 from llama_jax.training import loop
@@ -105,6 +106,16 @@ def test_stored_references_of_other_examples_are_refused(dpo, tmp_path):
     np.savez(stored, logps_ER=logps_ER, examples="others")
     with pytest.raises(DataError, match=r"reference_logps.npz is of other examples"):
         run(tmp_path, "dpo")
+
+
+@pytest.mark.slow
+def test_references_of_an_attempt_that_began_with_another_model_are_made_again(dpo, tmp_path):
+    shutil.copytree(dpo[0] / "data", tmp_path / "data")
+    # Killed before it saved anything, and begun again from other weights.
+    run(tmp_path, "dpo", "seed=7", "training.steps=1", "schedule.warmup_steps=0")
+    first = told(tmp_path)[0]
+    assert first["loss"] == pytest.approx(math.log(2) + 0.2 * first["nll"], abs=1e-6)
+    assert abs(first["margin"]) < 1e-6
 
 
 @pytest.mark.slow
@@ -219,8 +230,17 @@ def test_the_base_under_adapters_may_move_but_not_train_on(taught, tmp_path):
     run(moved, "sft", "training.steps=5")
     with pytest.raises(ConfigError, match=r"^init\.path: .*moved holds another model now"):
         run(tmp_path / "run", "sft", f"init.path={moved}", rank, "training.steps=4")
+    # Its readers neither, who would merge it into what it was not trained beside.
+    with pytest.raises(InterchangeError, match=r"moved holds another model now .* trained adapter"):
+        open_source(tmp_path / "run")
+    assert open_adapter(tmp_path / "run").config.rank == 4
     before = moved / "checkpoints" / "step_4"
     run(tmp_path / "run", "sft", f"init.path={before}", rank, "training.steps=4")
+    assert open_source(tmp_path / "run").config.num_layers == 2
+    # A finished run's config isn't led astray either.
+    with pytest.raises(ConfigError, match=r"^init\.path: .*moved holds another model now"):
+        run(tmp_path / "run", "sft", f"init.path={moved}", rank, "training.steps=4")
+    assert open_source(tmp_path / "run").config.num_layers == 2
 
 
 @pytest.mark.slow

@@ -140,7 +140,8 @@ def _execution(told: bytes, mark: str, code: int, limits: Limits) -> Execution:
         return Execution(result["ending"], result["detail"])
     if code == -signal.SIGXCPU or code == 128 + signal.SIGXCPU or code == 128 + signal.SIGALRM:
         return _timed_out(limits)
-    if code > 128:
+    # A program's own exit code may lie there too, where no signal does.
+    if code - 128 in set(signal.Signals):
         return Execution("killed", f"killed by {signal.Signals(code - 128).name}")
     return Execution("ended_early", "the process ended before its last line")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 from llama_jax.synthesis.isolation import Execution, Limits, run_apart
 from llama_jax.synthesis.prompts import Prompt, SynthesisError
@@ -23,8 +23,8 @@ class CodeTests:
     """Passes a response whose code runs through the prompt's tests without an error.
 
     The program is the reference's `before` (such as the head of the function that is completed),
-    the response's code, and the tests, which are Python: a text, or a list of statements (MBPP).
-    What is isolated and what isn't is said by `isolation`.
+    the response's code, and the tests. The first and the last are Python: a text, or a list of
+    statements (MBPP). What is isolated and what isn't is said by `isolation`.
 
     Attributes:
       field: of the reference, where the tests are.
@@ -39,24 +39,35 @@ class CodeTests:
     name: str = "tests"
 
     def check(self, prompt: Prompt) -> None:
-        """Raise `SynthesisError` where the reference has no tests."""
+        """Raise `SynthesisError` where the reference has no tests, or a `before` that is no code."""
         self._tests(prompt)
+        self._before(prompt)
 
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
         """Run it; the reason is the error, or that all passed."""
-        before = prompt.reference.get(self.before, "")
-        program = "\n".join([str(before), code_of(response), self._tests(prompt), ""])
-        return _verdict(run_apart(program, self.limits))
+        parts = [self._before(prompt), code_of(response), self._tests(prompt), ""]
+        return _verdict(run_apart("\n".join(parts), self.limits))
 
     def _tests(self, prompt: Prompt) -> str:
-        tests = reference_field(prompt, self.field, self.name)
-        if isinstance(tests, list) and all(isinstance(line, str) for line in tests):
-            tests = "\n".join(tests)
-        if not isinstance(tests, str) or not tests.strip():
-            raise SynthesisError(
-                f"prompt {prompt.number + 1}: '{self.field}' is neither a text nor a list of texts"
-            )
-        return tests
+        tests = _code(reference_field(prompt, self.field, self.name), prompt, self.field)
+        return tests if tests.strip() else _refuse(prompt, self.field)
+
+    def _before(self, prompt: Prompt) -> str:
+        before = prompt.reference.get(self.before)
+        return "" if before is None else _code(before, prompt, self.before)
+
+
+def _code(value: Any, prompt: Prompt, field: str) -> str:
+    """A text as it is, a list of statements as lines."""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    return value if isinstance(value, str) else _refuse(prompt, field)
+
+
+def _refuse(prompt: Prompt, field: str) -> NoReturn:
+    raise SynthesisError(
+        f"prompt {prompt.number + 1}: '{field}' is neither a text nor a list of texts"
+    )
 
 
 def _verdict(execution: Execution) -> Verdict:

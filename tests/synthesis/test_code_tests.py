@@ -33,6 +33,10 @@ pytestmark = needs_namespaces
             "ended_early",
             "the process ended before its last line",
         ),
+        # Codes above 128 are a signal's only where there is such a signal.
+        ("import os; os._exit(-1)", "ended_early", "the process ended before its last line"),
+        ("import os; os._exit(200)", "ended_early", "the process ended before its last line"),
+        ("import ctypes; ctypes.string_at(0)", "killed", "killed by SIGSEGV"),
         ("x = 'a' * 10**10", "out_of_memory", "out of memory"),
         ("input()", "raised", "EOFError: EOF when reading a line (line 1)"),
         (
@@ -104,6 +108,14 @@ def test_a_verdict_has_the_error_as_its_reason():
     assert (wrong.passed, wrong.reason) == (False, "AssertionError (line 6)")
     quitting = verdict("assert f(1) == 3", "def f(x): return 1\nraise SystemExit")
     assert quitting.reason == "ended before its tests did: sys.exit (line 3)"
+
+
+def test_what_stands_before_the_code_may_be_a_list_of_statements():
+    before = ["import math", "one = 1"]
+    assert verdict("assert f() == 3.0", "def f(): return math.sqrt(4) + one", before=before).passed
+    (prompt,) = make_prompts([{"prompt": "f", "tests": "f()", "before": {"import": "math"}}])
+    with pytest.raises(SynthesisError, match="prompt 1: 'before' is neither a text nor a list"):
+        CodeTests().check(prompt)
 
 
 @pytest.mark.parametrize("tests", [[], "", 3, [1]])

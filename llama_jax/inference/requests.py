@@ -36,7 +36,8 @@ def read_requests(path: Path) -> list[Request]:
       ConfigError: no such file, nothing in it, or a line in another form, with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Editors on Windows put a byte order mark first, which is no part of a prompt.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(reason, source=str(path)) from None

@@ -111,7 +111,18 @@ def _holds_lines(path: Path) -> bool:
 
 def _lines(path: Path) -> tuple[list[Request], list[str]]:
     requests = read_requests(path)
-    return requests, [s for s in path.read_text(encoding="utf-8").split("\n") if s.strip()]
+    text = path.read_text(encoding="utf-8-sig")
+    numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for request, (number, line) in zip(requests, numbered, strict=True):
+        # An object taken as a text would show its answer to the model.
+        if request.prompt == line.removesuffix("\r") and isinstance(_loaded(line), Mapping):
+            raise _unasked(_loaded(line), f"{path}:{number}")
+    return requests, [line for _, line in numbered]
+
+
+def _unasked(fields: Mapping[str, Any], where: str) -> ConfigError:
+    known = nearest("prompt", list(fields))
+    return ConfigError(f"neither 'prompt' nor 'messages'{known}", source=where)
 
 
 def _records(path: Path) -> tuple[list[Request], list[str]]:
@@ -127,10 +138,7 @@ def _records(path: Path) -> tuple[list[Request], list[str]]:
                 continue
             raise ConfigError(str(record._replace(file=str(path))))
         if not {"prompt", "messages"} & record.fields.keys():
-            known = nearest("prompt", list(record.fields))
-            raise ConfigError(
-                f"neither 'prompt' nor 'messages'{known}", source=f"{path}:{record.line}"
-            )
+            raise _unasked(record.fields, f"{path}:{record.line}")
         # Dates and the like, which only Parquet has, are kept as texts.
         lines.append(json.dumps(record.fields, default=str))
     return parse_requests(lines, str(path)), [line for line in lines if line]
@@ -142,11 +150,15 @@ def _messages_of(request: Request) -> tuple[Message, ...]:
     return (Message("user", request.prompt),)
 
 
-def _reference(line: str) -> dict[str, Any]:
+def _loaded(line: str) -> Any:
     try:
-        entry = json.loads(line)
-    except ValueError:
-        return {}
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _reference(line: str) -> dict[str, Any]:
+    entry = _loaded(line)
     if not isinstance(entry, Mapping):
         return {}
     return {key: value for key, value in entry.items() if key not in _READ_AS_REQUEST}

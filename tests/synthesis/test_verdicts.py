@@ -76,6 +76,24 @@ def test_prompts_of_a_file_keep_their_other_fields(tmp_path):
     assert [p.messages[0].content for p in read_prompts(path)] == ["what?", "why?"]
 
 
+def test_an_object_without_a_prompt_is_no_text_that_shows_its_answer(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('\n{"question": "2 + 2?", "answer": "4"}\n')
+    told = r"prompts\.jsonl:2: neither 'prompt' nor 'messages' \(known: answer, question\)$"
+    with pytest.raises(ConfigError, match=told):
+        read_prompts(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": 1}\r\n{"prompt": "b"}\r\n')
+    first, second = read_prompts(path)
+    assert (first.request.prompt, dict(first.reference)) == ("a", {"answer": 1})
+    assert second.request.prompt == "b"
+    path.write_bytes(b"\xef\xbb\xbfwhat?\nwhy?\n")
+    assert read_prompts(path)[0].request.prompt == "what?"
+
+
 def test_prompts_of_every_kind_of_file_are_the_same(tmp_path):
     asked = [{"role": "user", "content": "b"}]
     records = [{"prompt": "a", "answer": 1}, {"messages": asked, "tests": ["x", "y"]}]

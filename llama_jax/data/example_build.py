@@ -233,6 +233,9 @@ def chat_format_of(
         except OSError as error:
             detail = f"{source.chat_template}: {error.strerror}"
             raise ConfigError(detail, key="chat_template") from None
+        except UnicodeDecodeError as error:
+            detail = f"{source.chat_template}: not UTF-8, byte {error.start}: {error.reason}"
+            raise ConfigError(detail, key="chat_template") from None
     try:
         chat = make_chat_format(tokenizer, name=source.chat_format, template=template)
     except ChatError as error:

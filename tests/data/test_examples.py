@@ -174,6 +174,14 @@ def test_a_conversation_that_the_format_can_not_write_is_named(tmp_path):
     assert summary.problems[0].startswith("c.jsonl:2: inexpressible (message 1 is the assistant's")
 
 
+def test_a_template_that_is_no_text_is_named(tmp_path):
+    path, template = lines(tmp_path / "c.jsonl", [said("a", "b")]), tmp_path / "chat.jinja"
+    template.write_bytes(b"{{ \xff }}")
+    config = data_config(path, "conversations", chat_template=str(template))
+    with pytest.raises(ConfigError, match=r"chat_template: .*chat\.jinja: not UTF-8, byte 3"):
+        opened(config, tmp_path / "run")
+
+
 def one_row(tmp_path, records, *, kind="preferences", rows=None, loss_on="responses", **source):
     config = data_config(
         lines(tmp_path / "r.jsonl", records), kind, batch_size=1, chat_format="llama2",

@@ -96,7 +96,12 @@ def _record_of_line(name: str, number: int, line: bytes) -> Record | Problem:
     # JSON can spell halves of characters, which aren't Unicode text.
     if _LONE_SURROGATE.search(decoded.text) and not _is_unicode(fields):
         return Problem(name, number, "broken_utf8", "a lone surrogate")
-    return Record(name, number, fields)
+    return Record(name, number, _that_are_set(fields))
+
+
+def _that_are_set(fields: dict[str, Any]) -> dict[str, Any]:
+    """A table written out as JSON has every column in each record: null where there is nothing."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _is_unicode(fields: Any) -> bool:
@@ -129,7 +134,7 @@ def _read_json(name: str, chunks: Iterator[bytes]) -> Records:
         elif not _is_unicode(item):
             yield Problem(name, number, "broken_utf8", "a lone surrogate")
         else:
-            yield Record(name, number, item)
+            yield Record(name, number, _that_are_set(item))
     if not items:
         yield Problem(name, None, "empty_document", "an empty list")
 

@@ -96,6 +96,25 @@ def test_tools_may_be_texts_and_nothing_of_their_schemas_is_lost(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_columns_that_are_null_say_nothing_in_any_kind_of_file(tmp_path, suffix):
+    columns = ("messages", "conversations", "prompt", "chosen", "rejected", "responses", "label")
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}
+    rows = [said("Hi", "Hello"), {"conversations": talk}, pair]
+    rows = [dict.fromkeys(columns) | row for row in rows]
+    path = tmp_path / f"r.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if suffix == "jsonl" else json.dumps(rows))
+    found = conversations(path, preferred="best")
+    assert [[m.content for m in one.messages] for one in found] == [["Hi", "Hello"]] * 3
+    *others, preference = read_preferences(PreferencesConfig(str(path)))
+    assert len(preference.responses) == 2
+    assert all(problem.startswith("r.") for problem in problems(others))
+
+
 def test_times_of_parquet_are_texts_and_lose_no_record(tmp_path):
     times = pa.array([1001, 2], pa.timestamp("ns"))
     table = pa.table({"prompt": ["a", "b"], "at": times})

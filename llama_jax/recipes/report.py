@@ -9,6 +9,7 @@ from llama_jax.config.run_files import write_json, write_text
 from llama_jax.recipes.stages import Say
 
 _DONE_FILE = "stage.json"
+_AGAINST = {"last": "last", "start": "model of the start"}
 
 
 def write_report(folder: Path, say: Say) -> None:
@@ -17,15 +18,19 @@ def write_report(folder: Path, say: Say) -> None:
     write_json(folder / "report.json", rounds)
     write_text(folder / "report.md", _markdown(rounds))
     if rounds:
-        compared = rounds[-1]["stages"].get("compare", {}).get("figures", {})
-        if "rate" in compared:
-            say(f"round {rounds[-1]['round']} against the last: {_win_rate(compared)}")
+        compared = rounds[-1]["stages"].get("compare", {})
+        if "rate" in compared.get("figures", {}):
+            of = compared["settings"].get("compare", {}).get("against", "last")
+            rate = _win_rate(compared["figures"])
+            say(f"round {rounds[-1]['round']} against the {_AGAINST[of]}: {rate}")
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
     """Each round's number and its stages by name, with seconds, figures, inputs and outputs."""
     rounds = []
-    for place in sorted(folder.glob("round_*"), key=lambda path: int(path.name[6:])):
+    # Others, such as copies that a person keeps, are left alone.
+    places = [path for path in folder.glob("round_*") if path.name[6:].isdecimal()]
+    for place in sorted(places, key=lambda path: int(path.name[6:])):
         records = sorted(place.glob(f"*/{_DONE_FILE}"), key=_order)
         stages = [json.loads(record.read_text(encoding="utf-8")) for record in records]
         rounds.append(

@@ -59,6 +59,8 @@ def run_rounds(
     _check_all(plans, artifacts, between)
     with _locked(folder):
         for number, stages in plans.items():
+            _check_places(folder / f"round_{number}", stages)
+        for number, stages in plans.items():
             if number > 1 and between is not None:
                 artifacts = between(number, artifacts)
             say(f"round {number} of {count}")
@@ -138,6 +140,17 @@ def _check_all(
         known = {name: known.get(name, Path()) for name in check_stages(stages, known)}
 
 
+def _check_places(folder: Path, stages: Sequence[Stage]) -> None:
+    """Raise `RecipeError` where a round was begun with other stages: reports would mix both."""
+    own = {f"{place}_{stage.name}" for place, stage in enumerate(stages, 1)}
+    others = sorted({path.parent.name for path in folder.glob(f"*/{BEGUN_FILE}")} - own)
+    if others:
+        raise RecipeError(
+            f"{folder / others[0]}: is of rounds of other stages; run these in another folder, or "
+            "remove that one and the stages after it"
+        )
+
+
 def _run_stage(
     stage: Stage, folder: Path, inputs: Mapping[str, Path], say: Say
 ) -> tuple[dict[str, Path], str | None]:
@@ -146,8 +159,11 @@ def _run_stage(
     done = _read(folder / DONE_FILE)
     if done is not None:
         _check_unchanged(done, begun, folder / DONE_FILE)
-        outputs = {name: Path(entry["path"]) for name, entry in done["outputs"].items()}
-        _check_outputs(done["outputs"], folder)
+        outputs = {
+            name: _moved(Path(entry["path"]), done, folder)
+            for name, entry in done["outputs"].items()
+        }
+        _check_outputs(done["outputs"], outputs, folder)
         reason = done.get("skipped")
         say(f"{folder.name}: {f'skipped: {reason}' if reason else 'done already'}")
         return outputs, reason
@@ -166,6 +182,7 @@ def _run_stage(
     _check_made(stage, result)
     record = {
         "stage": stage.name,
+        "folder": str(folder),
         **begun,
         "outputs": _described(result.outputs),
         "figures": _plain(result.figures),
@@ -207,9 +224,17 @@ def _check_unchanged(old: Mapping[str, Any], new: Mapping[str, Any], record: Pat
             )
 
 
-def _check_outputs(outputs: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    for name, entry in outputs.items():
-        path = Path(entry["path"])
+def _moved(path: Path, done: Mapping[str, Any], folder: Path) -> Path:
+    """Where an output is now: the rounds may be elsewhere, or named from another directory."""
+    then = Path(done.get("folder", folder))
+    return folder / path.relative_to(then) if path.is_relative_to(then) else path
+
+
+def _check_outputs(
+    recorded: Mapping[str, Mapping[str, str]], outputs: Mapping[str, Path], folder: Path
+) -> None:
+    for name, entry in recorded.items():
+        path = outputs[name]
         if not path.exists() or path_fingerprint(path) != entry["fingerprint"]:
             what = "has changed" if path.exists() else "is gone"
             raise RecipeError(

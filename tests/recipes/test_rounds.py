@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,9 @@ import pytest
 from counting_rounds import LINES, start
 
 from llama_jax.config.loading import ConfigError
+from llama_jax.config.run_files import write_json
 from llama_jax.recipes.fingerprints import RecipeError, path_fingerprint
-from llama_jax.recipes.report import read_rounds
+from llama_jax.recipes.report import read_rounds, write_report
 from llama_jax.recipes.rounds import run_round, run_rounds
 from llama_jax.recipes.stages import Result, Stage
 
@@ -134,6 +136,49 @@ def test_a_stage_can_be_left_out(tmp_path):
     run(tmp_path, without=("sft",), calls=calls)
     assert calls == [name for name in ORDER if not name.endswith("sft")]
     assert "model=(1, " in tree(tmp_path)["round_2/1_sample/samples.txt"]
+
+
+def test_a_folder_of_other_stages_is_not_gone_on_with(tmp_path):
+    """The report would have figures of both, by the name of a stage."""
+    run(tmp_path, count=1)
+    calls = []
+    told = r"round_1/1_sft: is of rounds of other stages; run these in another folder"
+    with pytest.raises(RecipeError, match=told):
+        run(tmp_path, count=1, without=("sft",), calls=calls)
+    assert calls == []
+
+
+def test_rounds_go_on_where_their_folder_was_moved_to(tmp_path, monkeypatch):
+    run(tmp_path, count=1)
+    (tmp_path / "rounds").rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    artifacts = run_rounds(
+        Path("elsewhere"),
+        2,
+        lambda number: counting_rounds.stages(number, calls=calls),
+        start(tmp_path),
+        say=lambda line: None,
+    )
+    assert calls == [name for name in ORDER if name.startswith("2")]
+    assert artifacts["model"] == Path("elsewhere/round_2/1_sft/model.txt")
+
+
+def test_copies_beside_the_rounds_are_left_alone(tmp_path):
+    run(tmp_path)
+    shutil.copytree(tmp_path / "rounds/round_1", tmp_path / "rounds/round_1.old")
+    assert [each["round"] for each in read_rounds(tmp_path / "rounds")] == [1, 2]
+
+
+@pytest.mark.parametrize(("against", "told"), [("last", "last"), ("start", "model of the start")])
+def test_the_line_of_a_comparison_says_what_it_is_with(tmp_path, against, told):
+    figures = {"rate": 0.5, "low": 0.0, "high": 1.0, "wins": 0, "ties": 1, "losses": 0}
+    record = {"stage": "compare", "seconds": 0.0, "figures": figures}
+    record["settings"] = {"compare": {"against": against}}
+    write_json(tmp_path / "round_1/1_compare/stage.json", record)
+    lines = []
+    write_report(tmp_path, lines.append)
+    assert lines[0].startswith(f"round 1 against the {told}: 0.500 (0.000 to 1.000)")
 
 
 def test_a_stage_whose_needs_nothing_makes_is_told_before_anything_runs(tmp_path):

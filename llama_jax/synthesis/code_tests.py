@@ -39,7 +39,7 @@ class CodeTests:
     name: str = "tests"
 
     def check(self, prompt: Prompt) -> None:
-        """Raise `SynthesisError` where the reference has no tests, or a `before` of another kind."""
+        """Raise `SynthesisError` where the reference has no tests, or a `before` that is none."""
         self._tests(prompt)
         self._before(prompt)
 

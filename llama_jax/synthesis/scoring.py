@@ -1,5 +1,7 @@
 """Samples scored and verified into a second journal, beside that of the samples."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +51,7 @@ def score_samples(
 
     Raises:
       SynthesisError: samples that aren't whole or are of other prompts, a prompt that a verifier
-        can't judge, a score that isn't finite, a journal begun otherwise.
+        can't judge, a score that isn't finite, a journal begun otherwise, or with other references.
     """
     header, records = read_samples(samples, prompts)
     check_verifiers(verifiers, prompts)
@@ -59,6 +61,9 @@ def score_samples(
         "scorer": None if scorer is None else scorer.name,
         "verifiers": {verifier.name: repr(verifier) for verifier in verifiers},
     }
+    if verifiers:
+        # The samples don't depend on them, but verdicts do.
+        about["references"] = _references_fingerprint(prompts)
     with Journal(path, about) as journal, ThreadPoolExecutor(workers) as pool:
         for done, (prompt, record) in enumerate(zip(prompts, records, strict=True), 1):
             if prompt.number not in journal:
@@ -99,6 +104,11 @@ def read_scores(
 def conversation_of(record: Mapping[str, Any], response: Mapping[str, Any]) -> list[Message]:
     """What was asked, and one response to it."""
     return [*messages_from_json(record["messages"]), message_from_json(response["message"])]
+
+
+def _references_fingerprint(prompts: Sequence[Prompt]) -> str:
+    text = json.dumps([dict(prompt.reference) for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _scores(scorer: Scorer, record: Mapping[str, Any]) -> list[float]:

@@ -70,9 +70,13 @@ class Pattern:
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """Any function of (prompt, response) as a verifier; one that gives a bool has no reason."""
+    """Any function of (prompt, response) as a verifier; one that gives a bool has no reason.
 
-    function: Callable[[Prompt, str], "bool | Verdict"]
+    Journals know it by its name: what was judged under that name isn't judged again.
+    """
+
+    # Its own repr has its address, which is another one in each process.
+    function: Callable[[Prompt, str], "bool | Verdict"] = dataclasses.field(repr=False)
     name: str
 
     def check(self, prompt: Prompt) -> None:

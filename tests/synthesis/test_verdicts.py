@@ -49,6 +49,12 @@ def test_a_function_gives_a_bool_or_a_verdict_of_its_own():
     }
 
 
+def test_a_journal_knows_a_function_by_its_name_in_whatever_process():
+    """Its address would make every later process's another verifier."""
+    one, other = (Function(lambda p, r: True, "any") for _ in range(2))
+    assert repr(one) == repr(other) == "Function(name='any')"
+
+
 def test_all_must_pass_and_of_none_nothing_is_known():
     yes, no = Verdict(True, ""), Verdict(False, "")
     assert all_passed({"a": yes, "b": yes}) is True

@@ -19,7 +19,7 @@ from llama_jax.data.record_summary import Summary, summary_from_table
 
 EXAMPLES = "examples.array_record"
 SIZES = "sizes.npy"
-FORMAT = 1
+FORMAT = 2
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,index_storage_option:in_memory"
 
 
@@ -28,7 +28,7 @@ class ExamplePlan:
     """What decides every byte of a build but the files themselves.
 
     Attributes:
-      format: version of the folder's layout.
+      format: version of the layout and of what encoding gives.
       tokenizer: its fingerprint.
       chat_format: its name, and of a template the hash of its text behind it.
       seq_len, responses_per_row: what an example must fit.

@@ -32,6 +32,7 @@ from llama_jax.interchange.tensors import (
 )
 from llama_jax.interchange.verifying import PROMPT, Comparison, compare, prompt_ids
 from llama_jax.tokenizers import Tokenizer, TokenizerError
+from llama_jax.tokenizers.byte import ByteTokenizer
 from llama_jax.tokenizers.chat.own_templates import own_template
 
 _FLOAT_KINDS = frozenset({"F32", "BF16", "F16"})
@@ -272,6 +273,8 @@ def _notes(source: Source, written: Source, tokenizer: Tokenizer | None) -> tupl
         notes.append("no tokenizer was written")
     elif tokenizer.vocab_size != rows:
         notes.append(f"the tokenizer has {tokenizer.vocab_size} ids, the embedding {rows} rows")
+    if isinstance(tokenizer, ByteTokenizer) and written.format == "hf":
+        notes.append("no other program knows the byte tokenizer: transformers reads the rest")
     return tuple(notes)
 
 

@@ -270,6 +270,7 @@ def test_what_the_new_format_says_otherwise_is_noted(src, tmp_path, monkeypatch)
         "the chat template was left out",
         "generation: stop_ids: [3, 4] became [7]",
         "generation: top_k: 2 became None",
+        "no other program knows the byte tokenizer: transformers reads the rest",
     )
 
 

@@ -55,7 +55,8 @@ def _figures_table(outcome: Outcome) -> Table:
     table = Table(title="figures", title_justify="left", show_header=False)
     table.add_row("parameters", format_count(figures["parameters"]))
     table.add_row("target tokens trained on", format_count(figures["target_tokens"]))
-    table.add_row("training loss, last step", f"{figures['loss']:.4f}")
+    if figures["loss"] is not None:  # its records may have been thrown away
+        table.add_row("training loss, last step", f"{figures['loss']:.4f}")
     held_out = figures["held_out"]
     if held_out is not None:
         _add_held_out(table, held_out)

@@ -126,6 +126,12 @@ def _open_run(path: Path) -> Source:
     if about.run.adapter is None:
         return run_checkpoint.RunSource(run_dir, step)
     adapter = run_checkpoint.RunAdapter(run_dir, step)
+    if not (adapter.base.startswith(HUB) or Path(adapter.base).exists()):
+        raise InterchangeError(
+            f"{adapter.base}: no such file or folder; {run_dir} trained adapters on the checkpoint "
+            f"there: set init.path in its {run_files.CONFIG_FILE} to where that is now, or name "
+            "both, the run as --adapter"
+        )
     base = open_source(adapter.base)
     _check_base(base, adapter)
     if adapter.starts_rows:
@@ -146,7 +152,7 @@ def _check_base(base: Source, adapter: run_checkpoint.RunAdapter) -> None:
         raise InterchangeError(
             f"{adapter.base} holds another model now (fingerprint {found}) than when "
             f"{adapter.run_dir} trained adapters on it ({before}); set init.path in its "
-            f"{run_files.CONFIG_FILE} to where that one is, or name both, it as --adapter"
+            f"{run_files.CONFIG_FILE} to where that one is now, or name both, the run as --adapter"
         )
 
 

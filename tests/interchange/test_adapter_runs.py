@@ -86,7 +86,8 @@ def test_merged_into_its_base_it_has_the_runs_template_and_ends_of_turns(run, tm
     base, folder, _ = run
     end = ByteTokenizer().special["<|eot_id|>"]
     assert end not in open_source(base).generation.stop_ids
-    convert(base, tmp_path / "merged", "hf", adapter=folder)
+    report = convert(base, tmp_path / "merged", "hf", adapter=folder)
+    assert any("knows the byte tokenizer" in note for note in report.notes)
     merged = open_source(tmp_path / "merged")
     assert end in merged.generation.stop_ids
     assert "<|start_header_id|>" in merged.chat_template
@@ -175,6 +176,12 @@ def test_a_run_is_not_merged_into_what_its_base_has_become(run, tmp_path):
         open_source(tmp_path)
     # Named by its user, it may stand beside any.
     open_source(base, adapter=tmp_path)
+    moved = base.rename(base.parent / "moved")
+    try:
+        with pytest.raises(InterchangeError, match=rf"{tmp_path} trained adapters on the checkpoi"):
+            open_source(tmp_path)
+    finally:
+        moved.rename(base)
 
 
 def _table(text):

@@ -162,12 +162,14 @@ def test_scores_that_are_no_numbers_are_refused_and_scoring_goes_on_where_it_end
 
 
 def test_verdicts_by_references_that_have_changed_are_not_gone_on_with(tmp_path):
-    answers = [["A: 7", "A: 8"]]
-    assert select(tmp_path, answers)[0] == ["A: 7"]
+    assert select(tmp_path, [["A: 7", "A: 8"]])[0] == ["A: 7"]
+    corrected = make_prompts([{"prompt": "question 0", "answer": "8"}])
     with pytest.raises(SynthesisError, match=r"scores\.jsonl: was begun with another references"):
-        select(tmp_path, answers, reference="8")
+        score_and_select(corrected, tmp_path, verifiers=[ExactAnswer()])
     (tmp_path / "scores.jsonl").unlink()
-    assert select(tmp_path, answers, reference="8")[0] == ["A: 8"]
+    score_and_select(corrected, tmp_path, verifiers=[ExactAnswer()])
+    (kept,) = lines(tmp_path / "conversations.jsonl")
+    assert kept["messages"][-1]["content"] == "A: 8"
 
 
 def test_samples_that_are_not_whole_or_of_other_prompts_are_refused(tmp_path):

@@ -2,8 +2,9 @@ r"""Final answers: where they stand in a solution, and when two are the same.
 
 `#### 18` (GSM8K), `A: 18` and `The answer is 18`, `\boxed{18}` (MATH), else the last number. Of
 several marks the last one counts. Numbers are compared exactly, as fractions; what is no number by
-its letters, after LaTeX's spacing and dressing is taken off. Two formulas of equal value that are
-written differently are not the same answer here: there is no algebra in it.
+its letters, after LaTeX's spacing and dressing is taken off. A unit (`18 dollars`) counts where both
+have one. Two formulas of equal value that are written differently are not the same answer here:
+there is no algebra in it.
 """
 
 import dataclasses
@@ -22,17 +23,26 @@ _MARKS: dict[Form, re.Pattern[str]] = {
     "hashes": re.compile(r"####[ \t]*([^\n]*)"),
     "line": re.compile(r"^[ \t*]*(?:A|Answer|Final answer)[ \t*]*:[ \t*]*([^\n]*)", re.M | re.I),
     "phrase": re.compile(
-        r"\banswer is:?[ \t]*(.+?)(?=[ \t]*(?:\.(?!\d)|[!;?](?:\s|$)|\n|$))", re.I
+        r"\banswer is:?+[ \t]*(.+?)(?=[ \t]*(?:\.(?!\d)|[!;?](?:\s|$)|\n|$))", re.I
     ),
     "boxed": re.compile(r"\\(?:boxed|fbox)[ \t]*(?=\{)"),
 }
 # A minus is a sign where it touches the number and follows no letter, digit or closing bracket.
 _NUMBER = re.compile(
     r"(?<![\w.])(?:(?<![)\]}])[-−])?[$€£]?"
+    r"(?:[0-9]+ (?=[0-9]+/[0-9]))?"
     r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?"
 )
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?")
 _FRACTION = re.compile(r"([-+]?)\\frac\{([^{}]+)\}\{([^{}]+)\}")
+# A whole number before a fraction: `2 1/2`, `2\frac{1}{2}`.
+_MIXED = re.compile(r"(?<![\w.])([0-9]+)(?: +([0-9]+)/([0-9]+)|\\frac\{([0-9]+)\}\{([0-9]+)\})")
+# Words alone, two letters or more: `2 x` is another number than 2, and so is `2 million`.
+_UNIT = re.compile(
+    r"(\S*[0-9])[ ]+(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)"
+    r"[A-Za-z]{2,}(?: [A-Za-z]{1,12}){0,2}",
+    re.I,
+)
 _SHORT_FRACTION = re.compile(r"\\frac([0-9])([0-9])")
 # Taken off wherever they stand: they say how an answer looks, not what it is.
 _DRESSING = (
@@ -59,18 +69,24 @@ def final_answer(text: str, forms: tuple[Form, ...] = FORMS) -> str | None:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two answers are equal: as numbers where both are, else by their letters."""
-    one, other = normalised(one), normalised(other)
-    values = number_of(one), number_of(other)
-    if values[0] is not None and values[1] is not None:
+    """Whether two answers are equal: as numbers where both are, else by their letters.
+
+    Where one alone is a number, the other may carry a unit in words, which is then left alone.
+    """
+    texts = normalised(one), normalised(other)
+    values = [number_of(text) for text in texts]
+    if values.count(None) == 1:
+        values = [number_of(normalised(_without_unit(answer))) for answer in (one, other)]
+    if None not in values:
         return values[0] == values[1]
-    return one == other and one != ""
+    return texts[0] == texts[1] != ""
 
 
 def normalised(answer: str) -> str:
     r"""Without spaces, LaTeX's dressing, units of money, percent signs, and a last full stop.
 
-    `\dfrac{1}{2}` and `\frac12` become `1/2`, thousands lose their commas.
+    `\dfrac{1}{2}` and `\frac12` become `1/2`, `2\frac12` and `2 1/2` become `5/2`, thousands lose
+    their commas.
     """
     text = (
         answer.strip().replace("−", "-").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
@@ -79,6 +95,7 @@ def normalised(answer: str) -> str:
     for dressing in _DRESSING:
         text = text.replace(dressing, "")
     text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    text = _MIXED.sub(_improper, text)
     text = _FRACTION.sub(lambda m: f"{m[1]}{_bracketed(m[2])}/{_bracketed(m[3])}", text)
     text = re.sub(r"(?<![0-9,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9,])", _joined, text)
     return re.sub(r"\s+", "", text).rstrip(".")
@@ -126,6 +143,8 @@ class ExactAnswer:
                 f"prompt {prompt.number + 1}: '{self.field}' is neither a text nor a number"
             )
         text = str(value)
+        if not text.strip():
+            raise SynthesisError(f"prompt {prompt.number + 1}: '{self.field}' is empty")
         marked = final_answer(text, ("hashes", "line", "boxed"))
         return text.strip() if marked is None else marked
 
@@ -155,6 +174,17 @@ def _bracketed(part: str) -> str:
 
 def _joined(match: re.Match[str]) -> str:
     return match[1] + match[2].replace(",", "")
+
+
+def _improper(match: re.Match[str]) -> str:
+    whole, above, below = (int(group) for group in match.groups() if group is not None)
+    return f"{whole * below + above}/{below}"
+
+
+def _without_unit(answer: str) -> str:
+    text = _TEXT.sub(r" \1", answer).replace("*", "").replace("$", "").strip().rstrip(".")
+    match = _UNIT.fullmatch(" ".join(text.split()))
+    return match[1] if match else answer
 
 
 def _decimal(text: str) -> Fraction | None:

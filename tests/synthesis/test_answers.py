@@ -34,6 +34,8 @@ SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verifica
         ("from 7-3", "3"),
         ("it is (-4)", "-4"),
         ("about 3/4 of it", "3/4"),
+        ("about 2 1/2 of it", "2 1/2"),
+        ("The answer is:\n\n18", "18"),
         ("none at all", None),
         ("####\n", None),
         (r"\boxed{12", "12"),
@@ -58,6 +60,19 @@ def test_only_the_forms_asked_for_count():
         (r"\dfrac{1}{2}", "0.5", True),
         (r"-\frac12", "-0.50", True),
         ("−3", "-3", True),
+        ("2 1/2", "2.5", True),
+        ("2 1/2", "10.5", False),
+        (r"-2\frac{1}{2}", "-2.5", True),
+        (r"2\frac12", "21/2", False),
+        ("18 dollars", "18", True),
+        ("$18 per day.", "18", True),
+        (r"18\text{ cm}", "18.0", True),
+        ("**18** apples", "18", True),
+        ("18 apples", "18 pears", False),
+        ("18 million", "18", False),
+        ("18 x", "18", False),
+        ("18 or 19", "18", False),
+        ("not 18", "18", False),
         (r"\text{east}", "east", True),
         (r"\left( 1, 2 \right)", "(1,2)", True),
         ("1,2", "12", False),
@@ -122,3 +137,9 @@ def test_a_prompt_without_the_field_is_refused_with_the_nearest_name():
         ExactAnswer().check(prompts[0])
     with pytest.raises(SynthesisError, match=r"prompt 2: 'answer' is neither a text nor a number"):
         ExactAnswer().check(prompts[1])
+
+
+def test_a_prompt_whose_answer_is_empty_is_refused():
+    (prompt,) = make_prompts([{"prompt": "2 + 2?", "answer": " "}])
+    with pytest.raises(SynthesisError, match="prompt 1: 'answer' is empty"):
+        ExactAnswer().check(prompt)

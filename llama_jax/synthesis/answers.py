@@ -2,7 +2,7 @@ r"""Final answers: where they stand in a solution, and when two are the same.
 
 `#### 18` (GSM8K), `A: 18` and `The answer is 18`, `\boxed{18}` (MATH), else the last number. Of
 several marks the last one counts. Numbers are compared exactly, as fractions; what is no number by
-its letters, after LaTeX's spacing and dressing is taken off. A unit (`18 dollars`) counts where both
+its letters, after LaTeX's spacing and dressing is taken off. Units (`18 dollars`) count where both
 have one. Two formulas of equal value that are written differently are not the same answer here:
 there is no algebra in it.
 """

@@ -66,6 +66,10 @@ class SampleTable:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.k > 1 and self.draw.temperature == 0:
+            raise ConfigError(
+                f"{self.k} samples would all be the same at 0", key="draw.temperature"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +130,10 @@ class CompareTable:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.margin and self.judge == "verifiers":
+            raise ConfigError("has no meaning for verifiers, which give no scores", key="margin")
+        if self.verifiers and self.judge == "reward":
+            raise ConfigError('has no meaning with judge = "reward"', key="verifiers")
 
 
 @dataclasses.dataclass(frozen=True)

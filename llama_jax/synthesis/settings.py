@@ -1,6 +1,7 @@
 """The tables of a TOML file that rejection sampling and rounds read, and what they build."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +92,15 @@ class KeepingTable:
     min_score: float | None = None
     truncated: bool = False
 
+    def check(self, *, verified: bool, scored: bool) -> None:
+        """Raise `ConfigError` for a rule that needs what isn't made, before anything is."""
+        if self.min_score is not None and not scored:
+            raise ConfigError("nothing is scored", key="min_score")
+        if self.pairs == "right_wrong" and not verified:
+            raise ConfigError("'right_wrong' needs a verifier", key="pairs")
+        if self.pairs == "best_worst" and not scored:
+            raise ConfigError("'best_worst' needs a reward model", key="pairs")
+
     def keeping(self) -> Keeping:
         """As selecting takes it."""
         return Keeping(self.pairs, self.min_score, self.truncated)
@@ -110,12 +120,25 @@ class CriticTable:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.tries > 1 and self.draw.temperature == 0:
+            raise ConfigError(
+                f"{self.tries} corrections would all be the same at 0", key="draw.temperature"
+            )
         if self.edits is not None:
             unused = ("model", "tries", "tell_reasons", "template", "draw")
             defaults = {f.name: f.default for f in dataclasses.fields(self)}
             for key in unused:
                 if getattr(self, key) != defaults[key]:
                     raise ConfigError("has no meaning for edits that people wrote", key=key)
+
+    def check(self, *, verified: bool, scored: bool) -> None:
+        """Raise `ConfigError` where corrections couldn't be judged, or a file isn't there."""
+        if not (verified or scored):
+            raise ConfigError("corrections need a reward model or a verifier to be held against")
+        if self.threshold is not None and not scored:
+            raise ConfigError("nothing is scored", key="threshold")
+        if self.edits is not None and not Path(self.edits).is_file():
+            raise ConfigError("No such file", key="edits", source=self.edits)
 
     def criticism(self) -> Criticism:
         """As the critic takes it.
@@ -164,8 +187,12 @@ class SamplingConfig:
             raise ConfigError("needs model.chat = true", key="system")
         if self.reward is not None and not self.reward.chat:
             raise ConfigError("a reward model reads conversations", key="reward.chat")
+        made = {"verified": bool(self.verifiers), "scored": self.reward is not None}
+        _check_within("keep", lambda: self.keep.check(**made))
         if self.critic is not None:
-            self.critic.criticism()
+            critic = self.critic
+            _check_within("critic", lambda: critic.check(**made))
+            critic.criticism()
 
 
 def load_sampling_config(path: Path, overrides: tuple[str, ...] = ()) -> SamplingConfig:
@@ -176,6 +203,13 @@ def load_sampling_config(path: Path, overrides: tuple[str, ...] = ()) -> Samplin
     """
     table = apply_overrides(read_toml(path), overrides)
     return from_table(SamplingConfig, table, str(path))
+
+
+def _check_within(key: str, check: Callable[[], None]) -> None:
+    try:
+        check()
+    except ConfigError as error:
+        raise error.within(key, "") from None
 
 
 def _read(template: str) -> str:

@@ -71,6 +71,12 @@ def test_a_critic_and_json(folder, tmp_path, capsys):
         ('verifiers=[{kind="pattern", pattern="("}]', "verifiers.0.pattern: '(': missing )"),
         ('critic={edits="e", tries=3}', "critic.tries: has no meaning for edits that people"),
         ('critic={template="no.txt"}', "no.txt: template: No such file or directory"),
+        # All of these came only when every sample had been drawn.
+        ("keep.min_score=1.0", "keep.min_score: nothing is scored"),
+        ("keep.pairs='best_worst'", "keep.pairs: 'best_worst' needs a reward model"),
+        ("critic.threshold=1.0", "critic.threshold: nothing is scored"),
+        ("critic={edits='no.jsonl'}", "no.jsonl: critic.edits: No such file"),
+        ("critic.draw.temperature=0", "critic.draw.temperature: 4 corrections would all be"),
         ("reward={path='r', chat=false}", "reward.chat: a reward model reads conversations"),
         ("model.chat=false", "model.chat_format: needs chat = true"),
     ],

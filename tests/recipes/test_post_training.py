@@ -220,6 +220,8 @@ def test_the_verb_prints_the_report_and_refuses_what_it_does_not_know(
         'stages=["reward"]': "stages: stage 'reward' has no table",
         'compare.judge="reward"': "stages.compare: needs 'reward_model', which no stage",
         'stages=["score","sample"]': "stages.score: needs 'samples', which no stage before",
+        "compare.margin=0.5": "compare.margin: has no meaning for verifiers",
+        "sample.draw.temperature=0": "sample.draw.temperature: 2 samples would all be the same",
         "score.verifiers=[]": "compare.verifiers: no verifiers, here or in score",
         'average={of=["model"]}': "average.of: at least two models",
     }.items():

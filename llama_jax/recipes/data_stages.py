@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config.loading import to_table
+from llama_jax.recipes.fingerprints import path_fingerprint
 from llama_jax.recipes.settings import RoundsConfig
 from llama_jax.recipes.stages import Context, Result, Say, Stage
 from llama_jax.synthesis.correcting import FOLDER
@@ -27,7 +28,7 @@ from llama_jax.synthesis.rejection import (
 from llama_jax.synthesis.running import correct, draw
 from llama_jax.synthesis.sampling import Progress
 from llama_jax.synthesis.scoring import Scorer
-from llama_jax.synthesis.settings import ModelTable, OpeningTable
+from llama_jax.synthesis.settings import CriticTable, ModelTable, OpeningTable
 
 
 def sample_stage(config: RoundsConfig, number: int) -> Stage:
@@ -114,7 +115,7 @@ def critic_stage(config: RoundsConfig, number: int) -> Stage:
         uses=("reward_model",),
         # They are those of `score` then.
         stays=("conversations", "preferences"),
-        settings={"critic": to_table(table), **_shared(config)},
+        settings={"critic": to_table(table), **_read_files(table), **_shared(config)},
     )
 
 
@@ -152,6 +153,12 @@ def telling(say: Say) -> Callable[[str], Progress]:
 def _reward_table(context: Context, config: RoundsConfig) -> ModelTable | None:
     path = context.inputs.get("reward_model")
     return None if path is None else model_table(path, config.model)
+
+
+def _read_files(table: CriticTable) -> dict[str, str]:
+    """Fingerprints of what people wrote for a critic, who may write more of it."""
+    files = {"edits": table.edits, "template": table.template}
+    return {name: path_fingerprint(Path(file)) for name, file in files.items() if file is not None}
 
 
 def _shared(config: RoundsConfig) -> dict[str, Any]:

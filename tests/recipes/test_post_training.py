@@ -1,6 +1,7 @@
 """Rounds of the real stages over small models; training is replaced by models that are there."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -200,6 +201,25 @@ def test_stages_left_out_for_an_ablation_and_an_average(folder, tmp_path):
     assert each["stages"]["average"]["figures"]["shares"] == {"start": 0.25, "model": 0.75}
     # The same model twice: every answer the same.
     assert each["stages"]["compare"]["figures"]["ties"] == 4
+
+
+def test_edits_that_were_written_since_are_not_passed_over(folder, tmp_path):
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"prompt": 1, "edited": "so it is 8"}\n')
+    options = ("rounds=1", f'critic={{edits="{edits}"}}')
+    artifacts = run(folder, tmp_path / "r", *options, without=("sft", "compare"))
+    (record,) = lines(artifacts["conversations"] / "round_1_critic.jsonl")
+    assert record["messages"][-1]["content"] == "so it is 8"
+    edits.write_text(edits.read_text() + '{"prompt": 2, "edited": "so it is 9"}\n')
+    with pytest.raises(RecipeError, match=r"3_critic/stage\.json: setting 'edits' was"):
+        run(folder, tmp_path / "r", *options, without=("sft", "compare"))
+    shutil.rmtree(tmp_path / "r/round_1/3_critic")
+    artifacts = run(folder, tmp_path / "r", *options, without=("sft", "compare"))
+    assert len(lines(artifacts["conversations"] / "round_1_critic.jsonl")) == 2
+    edits.unlink()
+    with pytest.raises(RecipeError, match=r"edits\.jsonl: no such file"):
+        run(folder, tmp_path / "other", *options, without=("sft", "compare"))
+    assert not (tmp_path / "other/round_1").exists()
 
 
 def test_the_verb_prints_the_report_and_refuses_what_it_does_not_know(

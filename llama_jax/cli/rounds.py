@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dir", metavar="DIR", type=Path, help="default rounds/<name>")
     parser.add_argument(
-        "--without", action="append", default=[], metavar="STAGE", help="leave it out; repeatable"
+        "--without",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="leave it out; a DIR begun with other stages is refused; repeatable",
     )
     parser.add_argument(
         "--set",

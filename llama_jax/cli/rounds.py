@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     select_platform(arguments.platform)
     enable_compilation_cache()
-    folder = arguments.dir or Path("rounds") / Path(arguments.file).stem
+    folder = arguments.dir or Path("rounds") / Path(arguments.file).name.removesuffix(".toml")
     try:
         run_post_training(config, folder, say=_say)
     except StoppedError as stopped:

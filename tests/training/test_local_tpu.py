@@ -136,7 +136,7 @@ def without_tpu_settings():
 @pytest.mark.short
 def test_jax_starts_on_the_cpu_beside_libtpu_without_a_word():
     pytest.importorskip("libtpu")
-    if has_tpu():
+    if has_tpu(without_tpu_settings()):
         pytest.skip("this machine has a TPU")
     code = (
         "from llama_jax.training.local_tpu import quiet_absent_tpu; quiet_absent_tpu(); "
@@ -152,7 +152,7 @@ def test_jax_starts_on_the_cpu_beside_libtpu_without_a_word():
 @pytest.mark.slow
 def test_a_verb_starts_on_the_cpu_beside_libtpu_without_a_word():
     pytest.importorskip("libtpu")
-    if has_tpu():
+    if has_tpu(without_tpu_settings()):
         pytest.skip("this machine has a TPU")
     done = subprocess.run(
         [sys.executable, "-m", "llama_jax.cli.main", "doctor", "--json"],

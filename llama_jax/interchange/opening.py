@@ -74,9 +74,8 @@ def _absent(name: str, path: Path) -> str | None:
     if path.exists():
         return None
     run = run_files.run_named(name)
-    return f"{path}: no such file or folder" + (
-        f"; `llama-jax train {run}` makes it" if run else ""
-    )
+    makes = f"; `llama-jax train {run}` makes it" if run else ""
+    return f"{path}: no such file or folder{makes}"
 
 
 def recognise(path: Path) -> str | None:

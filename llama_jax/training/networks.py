@@ -35,9 +35,7 @@ class Networks:
     """
 
     graphdef: nnx.GraphDef
-    others: Mapping[str, tuple[nnx.GraphDef, tuple[str, ...]]] = dataclasses.field(
-        default_factory=dict
-    )
+    others: Mapping[str, ReadOnly] = dataclasses.field(default_factory=dict)
 
     def model(self, params: Any, frozen: Mapping[str, Any]) -> Any:
         """The model that is trained."""

@@ -241,6 +241,9 @@ def test_the_verb_prints_the_report_and_refuses_what_it_does_not_know(
         'compare.judge="reward"': "stages.compare: needs 'reward_model', which no stage",
         'stages=["score","sample"]': "stages.score: needs 'samples', which no stage before",
         "compare.margin=0.5": "compare.margin: has no meaning for verifiers",
+        'compare={judge="reward", verifiers=[{kind="answer"}], draw={max_new_tokens=8}}': (
+            "compare.verifiers: has no meaning with judge"
+        ),
         "sample.draw.temperature=0": "sample.draw.temperature: 2 samples would all be the same",
         "score.verifiers=[]": "compare.verifiers: no verifiers, here or in score",
         'average={of=["model"]}': "average.of: at least two models",
